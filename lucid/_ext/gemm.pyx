@@ -1,0 +1,390 @@
+# Blocked matrix product C[M, N] = A[M, K] . B[K, N] with B packed in panels.
+#
+# B is cut into panels of PANEL = 3 * LANES columns, each stored [K][PANEL] and padded with zeros, so
+# that a tile of 4 rows x PANEL columns reads it in one stream. 12 accumulators + 3 columns + 1
+# broadcast = 16 registers (AVX2). A is read where it lies.
+#
+# An output is always the same sum: chains of CHAIN fused multiply-adds in k order, their totals added
+# in k order. Neither M, nor the thread count, nor the cache blocks below can change a bit of it.
+
+cdef enum:
+    PANEL = 3 * LANES    # columns of a panel, and of a register tile
+    TILE_ROWS = 4        # rows of a register tile
+    CHAIN = 256          # products added in one register before the total moves to C: sets rounding
+    K_BLOCK = 768        # k per pass: 64 rows of A stay in L2 (196 KB); a multiple of CHAIN
+    M_BLOCK = 64         # rows per pass over the panels
+
+# What happens to a tile on its way out: activation(product + bias) + residual.
+cdef struct Epilogue:
+    const float *bias          # [N] or NULL
+    const float *residual      # [M, N] rows of stride `residual_stride`, or NULL
+    Py_ssize_t residual_stride
+    int activation
+
+
+cdef inline void put(float *c, vf x0, vf x1, vf x2, bint add) noexcept nogil:
+    if add:
+        x0 = load(c) + x0
+        x1 = load(c + LANES) + x1
+        x2 = load(c + 2 * LANES) + x2
+    store(c, x0)
+    store(c + LANES, x1)
+    store(c + 2 * LANES, x2)
+
+
+cdef inline void tile(
+    int rows, int unroll, const float *a, Py_ssize_t a_stride, const float *b, Py_ssize_t k,
+    float *c, Py_ssize_t c_stride, bint add, const char *next_panel, Py_ssize_t next_step,
+) noexcept nogil:
+    """c[rows, PANEL] = (add ? c : 0) + a[rows, k] . b[k, PANEL], k a multiple of `unroll`.
+
+    `rows` and `unroll` are literals at every call: the compiler keeps the code of those rows only.
+    """
+    cdef vf c00 = set1(0), c01 = set1(0), c02 = set1(0)
+    cdef vf c10 = set1(0), c11 = set1(0), c12 = set1(0)
+    cdef vf c20 = set1(0), c21 = set1(0), c22 = set1(0)
+    cdef vf c30 = set1(0), c31 = set1(0), c32 = set1(0)
+    cdef vf b0, b1, b2, x
+    cdef const float *a3 = a + 3 * a_stride
+    cdef Py_ssize_t step
+    cdef int u
+    for step in range(k // unroll):
+        PREFETCH(next_panel)
+        PREFETCH(next_panel + 64)
+        next_panel += next_step
+        for u in range(unroll):
+            b0 = load(b)
+            b1 = load(b + LANES)
+            b2 = load(b + 2 * LANES)
+            PIN(b0)
+            PIN(b1)
+            PIN(b2)
+            x = set1(a[u])
+            c00 = fma(x, b0, c00)
+            PIN(c00)
+            c01 = fma(x, b1, c01)
+            PIN(c01)
+            c02 = fma(x, b2, c02)
+            PIN(c02)
+            if rows > 1:
+                x = set1(a[a_stride + u])
+                c10 = fma(x, b0, c10)
+                PIN(c10)
+                c11 = fma(x, b1, c11)
+                PIN(c11)
+                c12 = fma(x, b2, c12)
+                PIN(c12)
+            if rows > 2:
+                x = set1(a[2 * a_stride + u])
+                c20 = fma(x, b0, c20)
+                PIN(c20)
+                c21 = fma(x, b1, c21)
+                PIN(c21)
+                c22 = fma(x, b2, c22)
+                PIN(c22)
+            if rows > 3:
+                x = set1(a3[u])
+                c30 = fma(x, b0, c30)
+                PIN(c30)
+                c31 = fma(x, b1, c31)
+                PIN(c31)
+                c32 = fma(x, b2, c32)
+                PIN(c32)
+            b += PANEL
+        a += unroll
+        a3 += unroll
+    put(c, c00, c01, c02, add)
+    if rows > 1:
+        put(c + c_stride, c10, c11, c12, add)
+    if rows > 2:
+        put(c + 2 * c_stride, c20, c21, c22, add)
+    if rows > 3:
+        put(c + 3 * c_stride, c30, c31, c32, add)
+
+
+cdef void chain(
+    int rows, const float *a, Py_ssize_t a_stride, const float *b, Py_ssize_t k,
+    float *c, Py_ssize_t c_stride, bint add, const char *next_panel, Py_ssize_t next_step,
+) noexcept nogil:
+    """One chain (k <= CHAIN) of 1 to 4 rows; what is left of k modulo 4 forms a chain of its own."""
+    cdef Py_ssize_t whole = k - k % 4
+    if rows == 4:
+        if whole:
+            tile(4, 4, a, a_stride, b, whole, c, c_stride, add, next_panel, next_step)
+        if whole < k:
+            tile(4, 1, a + whole, a_stride, b + whole * PANEL, k - whole, c, c_stride, add or whole > 0, next_panel, 0)
+    elif rows == 3:
+        if whole:
+            tile(3, 4, a, a_stride, b, whole, c, c_stride, add, next_panel, next_step)
+        if whole < k:
+            tile(3, 1, a + whole, a_stride, b + whole * PANEL, k - whole, c, c_stride, add or whole > 0, next_panel, 0)
+    elif rows == 2:
+        if whole:
+            tile(2, 4, a, a_stride, b, whole, c, c_stride, add, next_panel, next_step)
+        if whole < k:
+            tile(2, 1, a + whole, a_stride, b + whole * PANEL, k - whole, c, c_stride, add or whole > 0, next_panel, 0)
+    else:
+        if whole:
+            tile(1, 4, a, a_stride, b, whole, c, c_stride, add, next_panel, next_step)
+        if whole < k:
+            tile(1, 1, a + whole, a_stride, b + whole * PANEL, k - whole, c, c_stride, add or whole > 0, next_panel, 0)
+
+
+cdef void finish(float *c, Py_ssize_t c_stride, int rows, const float *bias, const float *residual,
+                 Py_ssize_t residual_stride, int activation) noexcept nogil:
+    """c[rows, PANEL] = activation(c + bias) + residual, while the tile is in L1."""
+    cdef Py_ssize_t j
+    cdef int i
+    cdef vf x
+    if bias is NULL and residual is NULL and activation == NONE:
+        return
+    for i in range(rows):
+        for j in range(PANEL // LANES):
+            x = load(c + i * c_stride + j * LANES)
+            if bias is not NULL:
+                x = x + load(bias + j * LANES)
+            x = activate(x, activation)
+            if residual is not NULL:
+                x = x + load(residual + i * residual_stride + j * LANES)
+            store(c + i * c_stride + j * LANES, x)
+
+
+cdef void edge(
+    int rows, Py_ssize_t first, Py_ssize_t last, const float *a, Py_ssize_t a_stride, const float *b, Py_ssize_t k,
+    float *c, Py_ssize_t c_stride, bint add, bint is_done, const Epilogue *epilogue, Py_ssize_t column, Py_ssize_t row,
+) noexcept nogil:
+    """Columns [first, last) of a panel that C holds only in part: worked in a whole tile of its own."""
+    cdef float[TILE_ROWS * PANEL] tile_c
+    cdef float[TILE_ROWS * PANEL] tile_residual
+    cdef float[PANEL] tile_bias
+    cdef Py_ssize_t n_bytes = (last - first) * sizeof(float)
+    cdef Py_ssize_t i
+    cdef const float *bias = NULL
+    cdef const float *residual = NULL
+    memset(tile_c, 0, sizeof(tile_c))
+    if add:
+        for i in range(rows):
+            memcpy(tile_c + i * PANEL + first, c + i * c_stride, n_bytes)
+    chains(rows, a, a_stride, b, k, tile_c, PANEL, add, <const char *> b, 0)
+    if is_done:
+        if epilogue.bias is not NULL:
+            memset(tile_bias, 0, sizeof(tile_bias))
+            memcpy(tile_bias + first, epilogue.bias + column, n_bytes)
+            bias = tile_bias
+        if epilogue.residual is not NULL:
+            memset(tile_residual, 0, sizeof(tile_residual))
+            for i in range(rows):
+                memcpy(tile_residual + i * PANEL + first,
+                       epilogue.residual + (row + i) * epilogue.residual_stride + column, n_bytes)
+            residual = tile_residual
+        finish(tile_c, PANEL, rows, bias, residual, PANEL, epilogue.activation)
+    for i in range(rows):
+        memcpy(c + i * c_stride, tile_c + i * PANEL + first, n_bytes)
+
+
+cdef void chains(
+    int rows, const float *a, Py_ssize_t a_stride, const float *b, Py_ssize_t k,
+    float *c, Py_ssize_t c_stride, bint add, const char *next_panel, Py_ssize_t next_step,
+) noexcept nogil:
+    """k of any length: a chain per CHAIN products, the first replacing c unless `add`."""
+    cdef Py_ssize_t i, n
+    for n in range((k + CHAIN - 1) // CHAIN):
+        i = n * CHAIN
+        chain(rows, a + i, a_stride, b + i * PANEL, min(CHAIN, k - i), c, c_stride, add or i > 0,
+              next_panel + i // 4 * next_step, next_step)
+
+
+cdef void product(
+    const float *a, Py_ssize_t a_stride, bint is_transposed, const float *panels, Py_ssize_t k,
+    float *c, Py_ssize_t c_stride, Py_ssize_t row_begin, Py_ssize_t row_end, Py_ssize_t first_column,
+    Py_ssize_t panel_begin, Py_ssize_t panel_end, Py_ssize_t n, const Epilogue *epilogue, float *block,
+) noexcept nogil:
+    """Rows [row_begin, row_end) x panels [panel_begin, panel_end) of C; one thread's share.
+
+    C holds the columns [first_column, first_column + n) of the panels. A transposed A is copied
+    to `block` (M_BLOCK x K_BLOCK floats), a block at a time.
+    """
+    cdef Py_ssize_t n_rows, n_k, n_tile, i0, k0, p, i, rows_here, k_here, column, first, last, block_stride, row_tile
+    cdef const float *b
+    cdef const float *block_a
+    cdef const float *residual
+    cdef const float *bias
+    cdef const char *next_panel
+    cdef bint is_done
+    cdef float *corner
+    for n_rows in range((row_end - row_begin + M_BLOCK - 1) // M_BLOCK):
+        i0 = row_begin + n_rows * M_BLOCK
+        rows_here = min(M_BLOCK, row_end - i0)
+        for n_k in range((k + K_BLOCK - 1) // K_BLOCK):
+            k0 = n_k * K_BLOCK
+            k_here = min(K_BLOCK, k - k0)
+            is_done = k0 + k_here == k
+            if is_transposed:
+                transpose(a + k0 * a_stride + i0, a_stride, k_here, rows_here, block)
+                block_a = block
+                block_stride = k_here
+            else:
+                block_a = a + i0 * a_stride + k0
+                block_stride = a_stride
+            for p in range(panel_begin, panel_end):
+                b = panels + (p * k + k0) * PANEL
+                # While the rows of this panel are worked, the next one comes from memory.
+                next_panel = <const char *> (b + k * PANEL)
+                if p + 1 == panel_end:
+                    next_panel = <const char *> (b if is_done else panels + (panel_begin * k + k0 + k_here) * PANEL)
+                column = p * PANEL - first_column
+                first = max(0, -column)
+                last = min(PANEL, n - column)
+                column += first
+                for n_tile in range((rows_here + TILE_ROWS - 1) // TILE_ROWS):
+                    i = n_tile * TILE_ROWS
+                    row_tile = min(TILE_ROWS, rows_here - i)
+                    corner = c + (i0 + i) * c_stride + column
+                    if last - first < PANEL:
+                        edge(<int> row_tile, first, last, block_a + i * block_stride, block_stride, b, k_here,
+                             corner, c_stride, k0 > 0, is_done, epilogue, column, i0 + i)
+                        continue
+                    chains(<int> row_tile, block_a + i * block_stride, block_stride, b, k_here,
+                           corner, c_stride, k0 > 0, next_panel, 128)
+                    # 128 bytes for 4 k: three tiles of 4 rows fetch a whole panel. Then it is there.
+                    next_panel = next_panel + k_here // 4 * 128 if i < 2 * TILE_ROWS else <const char *> b
+                    if is_done:
+                        bias = epilogue.bias + column if epilogue.bias is not NULL else NULL
+                        residual = NULL
+                        if epilogue.residual is not NULL:
+                            residual = epilogue.residual + (i0 + i) * epilogue.residual_stride + column
+                        finish(corner, c_stride, <int> row_tile, bias, residual, epilogue.residual_stride,
+                               epilogue.activation)
+
+
+cdef void transpose(const float *x, Py_ssize_t x_stride, Py_ssize_t rows, Py_ssize_t columns, float *y) noexcept nogil:
+    """y[columns, rows] = x[rows, columns]ᵀ."""
+    cdef Py_ssize_t i, j
+    for i in range(rows):
+        for j in range(columns):
+            y[j * rows + i] = x[i * x_stride + j]
+
+
+cdef void split(Py_ssize_t row_tiles, Py_ssize_t n_panels, int n_threads, int *row_parts, int *panel_parts) noexcept nogil:
+    """The grid row_parts x panel_parts <= n_threads whose largest share is smallest.
+
+    Ties go to more panel parts: then each weight is read by fewer threads.
+    """
+    cdef Py_ssize_t cost, best = 0
+    cdef int parts
+    for parts in range(1, n_threads + 1):
+        cost = ((n_panels + parts - 1) // parts) * ((row_tiles + n_threads // parts - 1) // (n_threads // parts))
+        if best == 0 or cost <= best:
+            best = cost
+            panel_parts[0] = parts
+            row_parts[0] = n_threads // parts
+
+
+def gemm(
+    const float[:, :] a, const float[:, :, ::1] panels, const float[::1] bias, const float[:, :] residual,
+    float[:, ::1] out, Py_ssize_t first_column, int activation, bint transpose_a, int n_threads,
+):
+    """out = activation(A . B[:, first_column : first_column + N] + bias) + residual.
+
+    Parameters
+    ----------
+    a : (M, K), or (K, M) with transpose_a; unit stride along the last axis
+    panels : (n_panels, K, PANEL), from `pack_rows` or `pack_columns`
+    bias : (N,) or None
+    residual : (M, N), unit stride along the last axis, or None
+    out : (M, N); may not overlap the inputs
+    """
+    cdef Py_ssize_t m = out.shape[0], n = out.shape[1], k = panels.shape[1]
+    cdef Epilogue epilogue
+    cdef int row_parts = 1, panel_parts = 1, task
+    cdef Py_ssize_t first_panel = first_column // PANEL
+    cdef Py_ssize_t n_panels = (first_column + n + PANEL - 1) // PANEL - first_panel
+    cdef Py_ssize_t row_tiles = (m + TILE_ROWS - 1) // TILE_ROWS
+    cdef float *blocks = NULL
+    if m == 0 or n == 0:
+        return
+    if k == 0:
+        raise ValueError("gemm needs K >= 1")
+    cdef const float *pa = &a[0, 0]
+    cdef Py_ssize_t a_stride = a.strides[0] // sizeof(float)
+    cdef const float *pb = &panels[0, 0, 0]
+    cdef float *pc = &out[0, 0]
+    epilogue.bias = &bias[0] if bias is not None else NULL
+    epilogue.residual = &residual[0, 0] if residual is not None else NULL
+    epilogue.residual_stride = residual.strides[0] // sizeof(float) if residual is not None else 0
+    epilogue.activation = activation
+    split(row_tiles, n_panels, n_threads, &row_parts, &panel_parts)
+    if transpose_a:
+        blocks = <float *> malloc(row_parts * panel_parts * M_BLOCK * K_BLOCK * sizeof(float))
+        if blocks is NULL:
+            raise MemoryError("gemm: no memory for the blocks of a transposed operand")
+    for task in prange(row_parts * panel_parts, nogil=True, schedule="static", num_threads=n_threads):
+        product(
+            pa, a_stride, transpose_a, pb, k, pc, n,
+            row_tiles * (task // panel_parts) // row_parts * TILE_ROWS,
+            min(m, row_tiles * (task // panel_parts + 1) // row_parts * TILE_ROWS), first_column,
+            first_panel + n_panels * (task % panel_parts) // panel_parts,
+            first_panel + n_panels * (task % panel_parts + 1) // panel_parts,
+            n, &epilogue, blocks + (task * M_BLOCK * K_BLOCK if transpose_a else 0),
+        )
+    free(blocks)
+
+
+def pack_rows(const float[:, :] w, float[:, :, ::1] panels, int n_threads):
+    """Panels of B = Wᵀ, from W (N, K): a row of W becomes a column. For X . Wᵀ."""
+    cdef Py_ssize_t n = w.shape[0], k = w.shape[1], p, n_panels = panels.shape[0]
+    if n == 0 or k == 0:
+        return
+    cdef const float *pw = &w[0, 0]
+    cdef Py_ssize_t stride = w.strides[0] // sizeof(float)
+    cdef float *out = &panels[0, 0, 0]
+    for p in prange(n_panels, nogil=True, schedule="static", num_threads=n_threads):
+        pack_panel_rows(pw + p * PANEL * stride, stride, min(PANEL, n - p * PANEL), k, out + p * k * PANEL)
+
+
+cdef void pack_panel_rows(const float *w, Py_ssize_t stride, Py_ssize_t columns, Py_ssize_t k, float *out) noexcept nogil:
+    cdef Py_ssize_t i, j, i0
+    if columns < PANEL:
+        memset(out, 0, k * PANEL * sizeof(float))
+    for i0 in range(0, k, 16):  # one cache line of every row at a time
+        for j in range(columns):
+            for i in range(i0, min(i0 + 16, k)):
+                out[i * PANEL + j] = w[j * stride + i]
+
+
+def pack_columns(const float[:, :] b, float[:, :, ::1] panels, int n_threads):
+    """Panels of B (K, N) as it lies. For dY . W and dYᵀ . X."""
+    cdef Py_ssize_t k = b.shape[0], n = b.shape[1], p, n_panels = panels.shape[0]
+    if n == 0 or k == 0:
+        return
+    cdef const float *pb = &b[0, 0]
+    cdef Py_ssize_t stride = b.strides[0] // sizeof(float)
+    cdef float *out = &panels[0, 0, 0]
+    for p in prange(n_panels, nogil=True, schedule="static", num_threads=n_threads):
+        pack_panel_columns(pb + p * PANEL, stride, min(PANEL, n - p * PANEL), k, out + p * k * PANEL)
+
+
+cdef void pack_panel_columns(const float *b, Py_ssize_t stride, Py_ssize_t columns, Py_ssize_t k, float *out) noexcept nogil:
+    cdef Py_ssize_t i
+    if columns < PANEL:
+        memset(out, 0, k * PANEL * sizeof(float))
+    for i in range(k):
+        memcpy(out + i * PANEL, b + i * stride, columns * sizeof(float))
+
+
+def unpack_rows(const float[:, :, ::1] panels, float[:, ::1] w, int n_threads):
+    """W (N, K) back from the panels of `pack_rows`."""
+    cdef Py_ssize_t n = w.shape[0], k = w.shape[1], i
+    if n == 0 or k == 0:
+        return
+    cdef const float *pp = &panels[0, 0, 0]
+    cdef float *pw = &w[0, 0]
+    for i in prange(n, nogil=True, schedule="static", num_threads=n_threads):
+        unpack_row(pp, k, i, pw + i * k)
+
+
+cdef inline void unpack_row(const float *panels, Py_ssize_t k, Py_ssize_t row, float *out) noexcept nogil:
+    cdef const float *p = panels + row // PANEL * k * PANEL + row % PANEL
+    cdef Py_ssize_t i
+    for i in range(k):
+        out[i] = p[i * PANEL]

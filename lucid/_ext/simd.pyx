@@ -1,0 +1,86 @@
+# The vector layer: the one place that knows instruction sets. Everything else in this folder is
+# written once, over `vf` (LANES floats) and `vi` (LANES int32), and compiled once per stub.
+#
+# Every fused multiply-add is spelled `fma` (the build passes -ffp-contract=off), so the instruction
+# sets that have one give the same bits; the x86-64 baseline rounds twice and stays within 1e-6.
+
+cdef extern from *:
+    """
+    #include <math.h>
+    #include <stdint.h>
+    #include <stdlib.h>
+    #include <string.h>
+    #if defined(__x86_64__)
+    #include <immintrin.h>
+    #endif
+
+    #if defined(__AVX512F__)
+    #define LANES 16
+    #elif defined(__AVX2__)
+    #define LANES 8
+    #else
+    #define LANES 4
+    #endif
+
+    /* aligned(4): rows of any width may be loaded; may_alias: buffers are plain float arrays. */
+    typedef float vf __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+    typedef int32_t vi __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+    #define LUCID_INLINE static inline __attribute__((always_inline))
+
+    LUCID_INLINE vf load(const float *p) { return *(const vf *)p; }
+    LUCID_INLINE void store(float *p, vf x) { *(vf *)p = x; }
+    LUCID_INLINE vf as_float(vi x) { return (vf)x; }
+    LUCID_INLINE vi as_bits(vf x) { return (vi)x; }
+    LUCID_INLINE vf choose(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
+    LUCID_INLINE vi less(vf a, vf b) { return a < b; }
+
+    #if LANES == 16
+    LUCID_INLINE vf set1(float x) { return (vf)_mm512_set1_ps(x); }
+    LUCID_INLINE vf fma_(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+    LUCID_INLINE vf max_(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+    LUCID_INLINE vf min_(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+    #elif LANES == 8
+    LUCID_INLINE vf set1(float x) { return (vf)_mm256_set1_ps(x); }
+    LUCID_INLINE vf fma_(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+    LUCID_INLINE vf max_(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+    LUCID_INLINE vf min_(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
+    #else
+    LUCID_INLINE vf set1(float x) { return (vf){x, x, x, x}; }
+    LUCID_INLINE vf fma_(vf a, vf b, vf c) { return a * b + c; }
+    LUCID_INLINE vf max_(vf a, vf b) { return choose(a > b, a, b); }   /* like maxps: b where either is NaN */
+    LUCID_INLINE vf min_(vf a, vf b) { return choose(a < b, a, b); }
+    #endif
+
+    #if defined(__FMA__)
+    #define fma1(a, b, c) __builtin_fmaf(a, b, c)
+    #else
+    #define fma1(a, b, c) ((a) * (b) + (c))
+    #endif
+
+    /* An empty asm that claims to change x: GCC must keep it in a register, instead of reloading a
+       loaded vector for each product or moving an accumulator to memory. Worth a factor of two. */
+    #if defined(__x86_64__)
+    #define PIN(x) __asm__("" : "+v"(x))
+    #else
+    #define PIN(x) __asm__("" : "+w"(x))
+    #endif
+    #define PREFETCH(p) __builtin_prefetch((p), 0, 2)
+    """
+    enum: LANES
+    # To Cython a vector is a float, so that operators pass through to C, where they work lane by lane.
+    ctypedef float vf
+    ctypedef int vi
+    vf load(const float *p) noexcept nogil
+    void store(float *p, vf x) noexcept nogil
+    vf set1(float x) noexcept nogil
+    vf fma "fma_"(vf a, vf b, vf c) noexcept nogil
+    vf maximum "max_"(vf a, vf b) noexcept nogil
+    vf minimum "min_"(vf a, vf b) noexcept nogil
+    vf as_float(vi x) noexcept nogil
+    vi as_bits(vf x) noexcept nogil
+    vf choose(vi mask, vf yes, vf no) noexcept nogil
+    vi less(vf a, vf b) noexcept nogil
+    float fma1(float a, float b, float c) noexcept nogil
+    void PIN(vf x) noexcept nogil
+    void PREFETCH(const void *p) noexcept nogil
