@@ -45,7 +45,9 @@ cdef inline void tile(
     cdef vf c20 = set1(0), c21 = set1(0), c22 = set1(0)
     cdef vf c30 = set1(0), c31 = set1(0), c32 = set1(0)
     cdef vf b0, b1, b2, x
-    cdef const float *a3 = a + 3 * a_stride
+    cdef const float *a1 = a + a_stride
+    cdef const float *a2 = a1 + a_stride
+    cdef const float *a3 = a2 + a_stride
     cdef Py_ssize_t step
     cdef int u
     for step in range(k // unroll):
@@ -56,42 +58,29 @@ cdef inline void tile(
             b0 = load(b)
             b1 = load(b + LANES)
             b2 = load(b + 2 * LANES)
-            PIN(b0)
-            PIN(b1)
-            PIN(b2)
             x = set1(a[u])
-            c00 = fma(x, b0, c00)
-            PIN(c00)
-            c01 = fma(x, b1, c01)
-            PIN(c01)
-            c02 = fma(x, b2, c02)
-            PIN(c02)
+            ACCUMULATE(c00, x, b0)
+            ACCUMULATE(c01, x, b1)
+            ACCUMULATE(c02, x, b2)
             if rows > 1:
-                x = set1(a[a_stride + u])
-                c10 = fma(x, b0, c10)
-                PIN(c10)
-                c11 = fma(x, b1, c11)
-                PIN(c11)
-                c12 = fma(x, b2, c12)
-                PIN(c12)
+                x = set1(a1[u])
+                ACCUMULATE(c10, x, b0)
+                ACCUMULATE(c11, x, b1)
+                ACCUMULATE(c12, x, b2)
             if rows > 2:
-                x = set1(a[2 * a_stride + u])
-                c20 = fma(x, b0, c20)
-                PIN(c20)
-                c21 = fma(x, b1, c21)
-                PIN(c21)
-                c22 = fma(x, b2, c22)
-                PIN(c22)
+                x = set1(a2[u])
+                ACCUMULATE(c20, x, b0)
+                ACCUMULATE(c21, x, b1)
+                ACCUMULATE(c22, x, b2)
             if rows > 3:
                 x = set1(a3[u])
-                c30 = fma(x, b0, c30)
-                PIN(c30)
-                c31 = fma(x, b1, c31)
-                PIN(c31)
-                c32 = fma(x, b2, c32)
-                PIN(c32)
+                ACCUMULATE(c30, x, b0)
+                ACCUMULATE(c31, x, b1)
+                ACCUMULATE(c32, x, b2)
             b += PANEL
         a += unroll
+        a1 += unroll
+        a2 += unroll
         a3 += unroll
     put(c, c00, c01, c02, add)
     if rows > 1:

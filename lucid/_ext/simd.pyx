@@ -58,12 +58,12 @@ cdef extern from *:
     #define fma1(a, b, c) ((a) * (b) + (c))
     #endif
 
-    /* An empty asm that claims to change x: GCC must keep it in a register, instead of reloading a
-       loaded vector for each product or moving an accumulator to memory. Worth a factor of two. */
-    #if defined(__x86_64__)
-    #define PIN(x) __asm__("" : "+v"(x))
+    /* c += x * b with c kept where it is. Left to itself GCC reloads b for every product and moves
+       accumulators between registers, which halves the speed of the register tile. */
+    #if LANES == 16 || LANES == 8
+    #define ACCUMULATE(c, x, b) __asm__("vfmadd231ps %2, %1, %0" : "+v"(c) : "v"(x), "v"(b))
     #else
-    #define PIN(x) __asm__("" : "+w"(x))
+    #define ACCUMULATE(c, x, b) ((c) = fma_(x, b, c))
     #endif
     #define PREFETCH(p) __builtin_prefetch((p), 0, 2)
     """
@@ -82,5 +82,5 @@ cdef extern from *:
     vf choose(vi mask, vf yes, vf no) noexcept nogil
     vi less(vf a, vf b) noexcept nogil
     float fma1(float a, float b, float c) noexcept nogil
-    void PIN(vf x) noexcept nogil
+    void ACCUMULATE(vf c, vf x, vf b) noexcept nogil
     void PREFETCH(const void *p) noexcept nogil
