@@ -35,6 +35,12 @@ cdef inline vf exp_vector(vf x) noexcept nogil:
     return choose(as_bits(is_tiny), set1(0), p)
 
 
+cdef inline float exp1(float x) noexcept nogil:
+    cdef float[LANES] lanes
+    store(lanes, exp_vector(set1(x)))
+    return lanes[0]
+
+
 cdef inline vf erf_vector(vf x) noexcept nogil:
     """erf(x): an odd polynomial below 0.9277, 1 - exp(polynomial) above."""
     cdef vi sign = as_bits(x) & as_bits(set1(-0.0))

@@ -1,0 +1,184 @@
+# Multi-head scaled dot-product attention (Vaswani et al. 2017, eq. 1) over packed sequences, with the
+# online softmax of Milakov & Gimelshein 2018: a row keeps its maximum m, its sum l and its output o,
+# and rescales them when a block of keys raises m. A thread holds QUERY_BLOCK x KEY_BLOCK scores.
+#
+# A row's result depends on its own query and on the keys of its sequence in blocks counted from the
+# sequence's start, so neither the batch nor the other rows asked for can change it.
+
+cdef enum:
+    KEY_BLOCK = 192      # keys between two rescalings: sets rounding; a multiple of every PANEL
+    QUERY_BLOCK = 32     # 24 KB of scores
+    QUERY_CHUNK = 256    # queries of one task: K and V are packed once for them
+
+cdef struct AttentionCall:
+    const float *q
+    const float *k
+    const float *v
+    Py_ssize_t q_stride
+    Py_ssize_t k_stride
+    Py_ssize_t v_stride
+    Py_ssize_t head_width
+    Py_ssize_t n_heads
+    float scale
+    float *out           # [n_queries, n_heads * head_width]
+    float *lse           # [n_queries, n_heads] or NULL
+    # Dropout of the probabilities; a threshold of 0 is none.
+    const int32_t *query_columns
+    const int32_t *key_columns
+    uint64_t key
+    uint64_t threshold
+    uint32_t stream
+    float keep_scale
+
+
+cdef void attend(
+    const AttentionCall *call, Py_ssize_t head, Py_ssize_t query_begin, Py_ssize_t query_end, Py_ssize_t key_begin,
+    Py_ssize_t key_end, uint32_t example, float *scratch,
+) noexcept nogil:
+    """One task: queries [query_begin, query_end) of one head against all keys of their sequence."""
+    cdef Py_ssize_t width = call.head_width, n_keys = key_end - key_begin
+    cdef Py_ssize_t width_panels = (width + PANEL - 1) // PANEL, wide = width_panels * PANEL
+    cdef Py_ssize_t key_panels = (n_keys + PANEL - 1) // PANEL
+    cdef float *k_panels = scratch
+    cdef float *v_panels = k_panels + key_panels * PANEL * width
+    cdef float *scores = v_panels + n_keys * wide
+    cdef float *o = scores + QUERY_BLOCK * KEY_BLOCK
+    cdef float[QUERY_BLOCK] m
+    cdef float[QUERY_BLOCK] l
+    cdef const float *k = call.k + key_begin * call.k_stride + head * width
+    cdef const float *v = call.v + key_begin * call.v_stride + head * width
+    cdef const float *q
+    cdef Py_ssize_t n_block, q0, n_queries, key_block, k0, keys, p, i, row
+    cdef float top, alpha, total, offset
+    cdef float *score_row
+    for p in range(key_panels):
+        pack_panel_rows(k + p * PANEL * call.k_stride, call.k_stride, min(PANEL, n_keys - p * PANEL), width,
+                        k_panels + p * PANEL * width)
+    for p in range(width_panels):
+        pack_panel_columns(v + p * PANEL, call.v_stride, min(PANEL, width - p * PANEL), n_keys,
+                           v_panels + p * PANEL * n_keys)
+    for n_block in range((query_end - query_begin + QUERY_BLOCK - 1) // QUERY_BLOCK):
+        q0 = query_begin + n_block * QUERY_BLOCK
+        n_queries = min(QUERY_BLOCK, query_end - q0)
+        q = call.q + q0 * call.q_stride + head * width
+        for key_block in range((n_keys + KEY_BLOCK - 1) // KEY_BLOCK):
+            k0 = key_block * KEY_BLOCK
+            keys = min(KEY_BLOCK, n_keys - k0)
+            for p in range((keys + PANEL - 1) // PANEL):
+                rows_by_panel(q, call.q_stride, n_queries, k_panels + (k0 + p * PANEL) * width, width,
+                              scores + p * PANEL, KEY_BLOCK, False)
+            for i in range(n_queries):
+                score_row = scores + i * KEY_BLOCK
+                top = reduce_row(MAX, score_row, NULL, keys, 1, 0) * call.scale
+                alpha = 0
+                if key_block > 0:
+                    if top < m[i]:
+                        top = m[i]
+                    alpha = exp1(m[i] - top)
+                    scale_row(o + i * wide, wide, alpha)
+                    l[i] *= alpha
+                else:
+                    l[i] = 0
+                m[i] = top
+                l[i] += reduce_row(EXP_SUM, score_row, score_row, keys, call.scale, -top)
+                if call.threshold:
+                    drop_row(score_row, score_row, keys, head << 16, call.key_columns + key_begin + k0,
+                             call.query_columns[q0 + i], example, call.stream, call.key, call.threshold,
+                             call.keep_scale)
+            for p in range(width_panels):
+                rows_by_panel(scores, KEY_BLOCK, n_queries, v_panels + p * PANEL * n_keys + k0 * PANEL, keys,
+                              o + p * PANEL, wide, key_block > 0)
+        for i in range(n_queries):
+            row = q0 + i
+            scale_row(o + i * wide, wide, 1 / l[i])
+            memcpy(call.out + (row * call.n_heads + head) * width, o + i * wide, width * sizeof(float))
+            if call.lse is not NULL:
+                call.lse[row * call.n_heads + head] = m[i] + logf(l[i])
+
+
+cdef inline void rows_by_panel(
+    const float *a, Py_ssize_t a_stride, Py_ssize_t n_rows, const float *panel, Py_ssize_t k, float *c,
+    Py_ssize_t c_stride, bint add,
+) noexcept nogil:
+    cdef Py_ssize_t t, i
+    for t in range((n_rows + TILE_ROWS - 1) // TILE_ROWS):
+        i = t * TILE_ROWS
+        chains(<int> min(TILE_ROWS, n_rows - i), a + i * a_stride, a_stride, panel, k, c + i * c_stride, c_stride, add,
+               <const char *> panel, 0)
+
+
+cdef inline void scale_row(float *x, Py_ssize_t n, float factor) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n // LANES):  # rows of `o` are whole panels
+        store(x + i * LANES, load(x + i * LANES) * set1(factor))
+
+
+def attention_forward(
+    const float[:, :] q, const float[:, :] k, const float[:, :] v, const int32_t[::1] query_starts,
+    const int32_t[::1] key_starts, Py_ssize_t n_heads, float scale, float[:, ::1] out, float[:, ::1] lse,
+    const int32_t[::1] query_columns, const int32_t[::1] key_columns, const int32_t[::1] examples,
+    uint64_t key, uint32_t stream, double p_drop, int n_threads,
+):
+    """out[i] = softmax(scale * q[i] . Kᵀ) . V over the keys of query i's sequence, for each head.
+
+    Parameters
+    ----------
+    q, k, v : (n_queries, C), (n_keys, C), (n_keys, C); unit stride along the last axis
+    query_starts, key_starts : (B + 1,); sequence b has queries query_starts[b] to query_starts[b + 1]
+    out : (n_queries, C)
+    lse : (n_queries, n_heads) or None; log of the sum of exp(scale * q . k), which backward reads
+    query_columns, key_columns, examples : for dropout, else None; where a token stands, and in which example
+    """
+    cdef AttentionCall call
+    cdef Py_ssize_t n_sequences = query_starts.shape[0] - 1, n_queries = out.shape[0]
+    cdef Py_ssize_t b, n_keys, most_keys = 0, most_chunks = 0, n_chunks, task, per_thread, wide
+    cdef float *scratch
+    if n_queries == 0 or out.shape[1] == 0:
+        return
+    call.q = &q[0, 0]
+    call.k = &k[0, 0]
+    call.v = &v[0, 0]
+    call.q_stride = q.strides[0] // sizeof(float)
+    call.k_stride = k.strides[0] // sizeof(float)
+    call.v_stride = v.strides[0] // sizeof(float)
+    call.n_heads = n_heads
+    call.head_width = out.shape[1] // n_heads
+    call.scale = scale
+    call.out = &out[0, 0]
+    call.lse = &lse[0, 0] if lse is not None else NULL
+    call.threshold = <uint64_t> (p_drop * 4294967296.0)
+    call.keep_scale = <float> (1.0 / (1.0 - p_drop))
+    call.key = key
+    call.stream = stream
+    call.query_columns = NULL
+    call.key_columns = NULL
+    if call.threshold:
+        call.query_columns = &query_columns[0]
+        call.key_columns = &key_columns[0]
+    cdef const int32_t *ps = &query_starts[0]
+    cdef const int32_t *pk = &key_starts[0]
+    cdef const int32_t *pe = &examples[0] if examples is not None else NULL
+    for b in range(n_sequences):
+        most_keys = max(most_keys, pk[b + 1] - pk[b])
+        most_chunks = max(most_chunks, (ps[b + 1] - ps[b] + QUERY_CHUNK - 1) // QUERY_CHUNK)
+    wide = (call.head_width + PANEL - 1) // PANEL * PANEL
+    per_thread = ((most_keys + PANEL) * call.head_width + most_keys * wide + QUERY_BLOCK * (KEY_BLOCK + wide) + 63) // 64 * 64
+    scratch = <float *> malloc(per_thread * n_threads * sizeof(float))
+    if scratch is NULL:
+        raise MemoryError(f"attention: no memory for {per_thread * n_threads * 4} bytes of keys and values")
+    # Dynamic: the cost of a sequence grows with the square of its length. The order changes no bit.
+    for task in prange(n_sequences * most_chunks * n_heads, nogil=True, schedule="dynamic", num_threads=n_threads):
+        attend_task(&call, ps, pk, pe, most_chunks, task, scratch + threadid() * per_thread)
+    free(scratch)
+
+
+cdef void attend_task(
+    const AttentionCall *call, const int32_t *query_starts, const int32_t *key_starts, const int32_t *examples,
+    Py_ssize_t most_chunks, Py_ssize_t task, float *scratch,
+) noexcept nogil:
+    cdef Py_ssize_t head = task % call.n_heads, chunk = task // call.n_heads % most_chunks
+    cdef Py_ssize_t b = task // call.n_heads // most_chunks
+    cdef Py_ssize_t begin = query_starts[b] + chunk * QUERY_CHUNK, end = min(begin + QUERY_CHUNK, query_starts[b + 1])
+    if begin < end:
+        attend(call, head, begin, end, key_starts[b], key_starts[b + 1],
+               examples[b] if examples is not NULL else 0, scratch)

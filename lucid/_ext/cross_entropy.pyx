@@ -1,0 +1,64 @@
+# Softmax cross-entropy: loss = log(sum_j exp(x_j)) - x_label. A row is taken in blocks of VOCABULARY_BLOCK
+# columns; a block leaves its maximum and its sum of exponentials, joined in block order in float64.
+# The decoder (decoder.pyx) makes its blocks of logits one at a time and joins them here too, so that both
+# give the same bits.
+
+cdef enum:
+    VOCABULARY_BLOCK = 384  # columns; a multiple of every PANEL. 64 rows of logits: 98 KB
+
+# What a block of logits leaves of one row.
+cdef struct BlockSum:
+    float top     # the largest logit
+    float total   # sum of exp(logit - top)
+
+
+cdef inline void sum_block(const float *x, float *y, Py_ssize_t n, BlockSum *out) noexcept nogil:
+    out.top = reduce_row(MAX, x, NULL, n, 1, 0)
+    out.total = reduce_row(EXP_SUM, x, y, n, 1, -out.top)
+
+
+cdef inline double join_blocks(const BlockSum *blocks, Py_ssize_t n_blocks) noexcept nogil:
+    """log(sum exp) of a row from its blocks."""
+    cdef double top = -INFINITY, total = 0
+    cdef Py_ssize_t i
+    for i in range(n_blocks):
+        top = max(top, <double> blocks[i].top)
+    for i in range(n_blocks):
+        total += blocks[i].total * exp(blocks[i].top - top)
+    return top + log(total)
+
+
+def cross_entropy_forward(
+    const float[:, ::1] logits, const int32_t[::1] labels, float[::1] losses, float[::1] lse, int n_threads,
+):
+    """losses[p] = lse[p] - logits[p, labels[p]], lse[p] = log(sum_j exp(logits[p, j])).
+
+    A label below 0 leaves a loss of 0.
+    """
+    cdef Py_ssize_t n_rows = logits.shape[0], n = logits.shape[1], n_blocks, p
+    cdef BlockSum *sums
+    if n_rows == 0 or n == 0:
+        return
+    cdef const float *px = &logits[0, 0]
+    cdef const int32_t *label = &labels[0]
+    cdef float *loss = &losses[0]
+    cdef float *log_sum = &lse[0]
+    n_blocks = (n + VOCABULARY_BLOCK - 1) // VOCABULARY_BLOCK
+    sums = <BlockSum *> malloc(n_rows * n_blocks * sizeof(BlockSum))
+    if sums is NULL:
+        raise MemoryError("cross_entropy: no memory for the sums of blocks")
+    for p in prange(n_rows, nogil=True, schedule="static", num_threads=n_threads):
+        cross_entropy_row(px + p * n, n, label[p], sums + p * n_blocks, n_blocks, loss + p, log_sum + p)
+    free(sums)
+
+
+cdef void cross_entropy_row(
+    const float *x, Py_ssize_t n, int32_t label, BlockSum *sums, Py_ssize_t n_blocks, float *loss, float *lse,
+) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef double log_sum
+    for i in range(n_blocks):
+        sum_block(x + i * VOCABULARY_BLOCK, NULL, min(VOCABULARY_BLOCK, n - i * VOCABULARY_BLOCK), sums + i)
+    log_sum = join_blocks(sums, n_blocks)
+    lse[0] = <float> log_sum
+    loss[0] = <float> (log_sum - x[label]) if label >= 0 else 0
