@@ -39,7 +39,7 @@ class BERTTokenizerFast:
     unk_token, pad_token, cls_token, mask_token, sep_token : str
     unk_token_id, pad_token_id, cls_token_id, mask_token_id, sep_token_id : int
     all_special_tokens, all_special_ids : list
-        The five and any further special tokens that a loaded folder declares.
+        The five in transformers' order (unk, sep, pad, cls, mask), then any further ones that a folder declares.
     model_max_length : int or None
         The longest sequence that the loaded folder speaks of; `truncation=True` without `max_length` uses it.
 
@@ -84,7 +84,10 @@ class BERTTokenizerFast:
             max_input_chars_per_word=max_input_chars_per_word,
             source=source,
         )
-        self._adopt(backend, SpecialTokens(unk_token, pad_token, cls_token, sep_token, mask_token), None, source)
+        special = SpecialTokens(
+            unk_token=unk_token, sep_token=sep_token, pad_token=pad_token, cls_token=cls_token, mask_token=mask_token
+        )
+        self._adopt(backend, special, None, source)
 
     def _adopt(self, backend: Tokenizer, special: SpecialTokens, model_max_length: int | None, source: str) -> None:
         """Take a pipeline over, checked and finished."""

@@ -21,9 +21,9 @@ class SpecialTokens:
     """The five tokens that BERT gives a role, under the names that tokenizer_config.json uses."""
 
     unk_token: str = "[UNK]"
+    sep_token: str = "[SEP]"
     pad_token: str = "[PAD]"
     cls_token: str = "[CLS]"
-    sep_token: str = "[SEP]"
     mask_token: str = "[MASK]"
 
 
@@ -98,6 +98,8 @@ def check_vocab(vocab: Mapping[str, int] | Iterable[str], source: str) -> dict[s
             raise TypeError(
                 f"{source}: the id of {token!r} is {given!r} ({type(given).__name__}), wanted an int"
             ) from None
+        if token_id < 0:
+            raise TokenizerFormatError(f"{source}: the id of {token!r} is {token_id}; ids run from 0")
         if not token or "\n" in token or "\r" in token:
             raise TokenizerFormatError(f"{source}: token {token!r} (id {token_id}) is empty or has a line break")
         if token in id_of:

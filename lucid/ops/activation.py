@@ -1,0 +1,45 @@
+"""Activations, element by element: GELU in both forms, ReLU, SiLU, tanh."""
+
+from typing import Any
+
+import numpy as np
+
+from lucid._ext import kernels
+from lucid.ops.op import Array, Kernel, Op
+from lucid.threads import threads_for
+
+ACTIVATIONS = {
+    "gelu": 1,
+    "gelu_new": 2,
+    "gelu_pytorch_tanh": 2,
+    "relu": 3,
+    "silu": 4,
+    "swish": 4,
+    "tanh": 5,
+}
+"""Names as in Hugging Face configurations, and the kernels' numbers for them.
+
+"gelu" is x Phi(x) with the exact normal distribution (erf); "gelu_new" its tanh form
+(Hendrycks & Gimpel 2016).
+"""
+
+# Not activations of a network, but the functions that these are made of; tests ask for them.
+ELEMENTARY = {"exp": 6, "erf": 7}
+
+
+def _check(x: Array, *, name: str) -> None:
+    if not hasattr(x, "dtype") or x.dtype != np.float32:
+        raise TypeError(f"activation: x must be a float32 array, not {getattr(x, 'dtype', type(x).__name__)}")
+    if name not in ACTIVATIONS and name not in ELEMENTARY:
+        raise ValueError(f"activation {name!r} is unknown; known: {', '.join(ACTIVATIONS)}")
+
+
+def _forward(x: Array, *, name: str) -> tuple[Array, Any]:
+    x = np.ascontiguousarray(x)
+    y = np.empty_like(x)
+    kernels.activation_forward(x.reshape(-1), y.reshape(-1), {**ACTIVATIONS, **ELEMENTARY}[name], threads_for(x.size))
+    return y, None
+
+
+activation = Op("activation", _check, cpu=Kernel(_forward, None), gpu=None)
+"""y = f(x), for a float32 array of any shape; ``name`` is a key of `ACTIVATIONS`."""

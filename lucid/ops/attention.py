@@ -1,0 +1,143 @@
+"""Multi-head attention over packed sequences."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lucid._ext import kernels
+from lucid.ops.op import Array, Kernel, Op, rows_contiguous, want
+from lucid.threads import get_num_threads
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionDropout:
+    """Dropout of attention probabilities, and where its random numbers come from.
+
+    Attributes
+    ----------
+    p : float in [0, 1). Probability that a probability becomes 0; the others are divided by 1 - p.
+    seed : int. Philox key.
+    stream : int. Last word of the counter, from `lucid.random.stream`.
+    query_columns : array, int32, shape (P,). Where in its text a query's token stands.
+    key_columns : array, int32, shape (T,)
+    examples : array, int32, shape (B,)
+
+    Notes
+    -----
+    The element of a pair is head * 65536 + the key's column; its token position is the query's column.
+    """
+
+    p: float
+    seed: int
+    stream: int
+    query_columns: Array
+    key_columns: Array
+    examples: Array
+
+
+def _check_starts(name: str, starts: Array, n_rows: int) -> None:
+    want("attention", name, starts, np.int32, (None,))
+    if len(starts) < 1 or starts[0] != 0 or starts[-1] != n_rows or (len(starts) > 1 and int(np.diff(starts).min()) < 0):
+        raise ValueError(f"attention: {name} must rise from 0 to the number of rows, {n_rows}")
+
+
+def _check(
+    queries: Array,
+    keys_values: Array | None = None,
+    *,
+    n_heads: int,
+    key_starts: Array,
+    query_starts: Array | None = None,
+    dropout: AttentionDropout | None = None,
+) -> None:
+    want("attention", "queries", queries, np.float32, (None, None))
+    n_queries, width = queries.shape
+    if keys_values is None:
+        if width % 3:
+            raise ValueError(f"attention: without keys_values, queries holds Q, K and V side by side: its width {width} must be 3 * C")
+        width //= 3
+    else:
+        want("attention", "keys_values", keys_values, np.float32, (None, 2 * width))
+    if n_heads < 1 or width % n_heads:
+        raise ValueError(f"attention: width {width} must be a multiple of n_heads {n_heads}")
+    _check_starts("key_starts", key_starts, n_queries if keys_values is None else keys_values.shape[0])
+    if query_starts is not None:
+        _check_starts("query_starts", query_starts, n_queries)
+        if len(query_starts) != len(key_starts):
+            raise ValueError("attention: query_starts and key_starts must tell of the same sequences")
+        if ((np.diff(query_starts) > 0) & (np.diff(key_starts) == 0)).any():
+            raise ValueError("attention: a sequence with queries has no keys")
+    elif keys_values is not None:
+        raise ValueError("attention: separate keys_values want query_starts")
+    if dropout is not None:
+        want("attention", "dropout.query_columns", dropout.query_columns, np.int32, (n_queries,))
+        want("attention", "dropout.key_columns", dropout.key_columns, np.int32, (int(key_starts[-1]),))
+        want("attention", "dropout.examples", dropout.examples, np.int32, (len(key_starts) - 1,))
+        if not 0 <= dropout.p < 1:
+            raise ValueError(f"attention: dropout.p must lie in [0, 1), not {dropout.p}")
+
+
+def _forward(
+    queries: Array,
+    keys_values: Array | None = None,
+    *,
+    n_heads: int,
+    key_starts: Array,
+    query_starts: Array | None = None,
+    dropout: AttentionDropout | None = None,
+) -> tuple[Array, Any]:
+    if keys_values is None:
+        width = queries.shape[1] // 3
+        q, k, v = queries[:, :width], queries[:, width : 2 * width], queries[:, 2 * width :]
+    else:
+        width = queries.shape[1]
+        q, k, v = queries, keys_values[:, :width], keys_values[:, width:]
+    out = np.empty((q.shape[0], width), np.float32)
+    starts = np.ascontiguousarray(key_starts)
+    kernels.attention_forward(
+        rows_contiguous(q),
+        rows_contiguous(k),
+        rows_contiguous(v),
+        starts if query_starts is None else np.ascontiguousarray(query_starts),
+        starts,
+        n_heads,
+        1.0 / np.sqrt(width // n_heads),
+        out,
+        None,
+        None if dropout is None else np.ascontiguousarray(dropout.query_columns),
+        None if dropout is None else np.ascontiguousarray(dropout.key_columns),
+        None if dropout is None else np.ascontiguousarray(dropout.examples),
+        0 if dropout is None else dropout.seed,
+        0 if dropout is None else dropout.stream,
+        0.0 if dropout is None else dropout.p,
+        get_num_threads(),
+    )
+    return out, None
+
+
+attention = Op("attention", _check, cpu=Kernel(_forward, None), gpu=None)
+"""softmax(Q . Kᵀ / sqrt(D)) . V for every head, each query over the keys of its own sequence.
+
+Parameters
+----------
+queries : array, float32, shape (T, 3 * C): Q, K and V side by side; or Q alone, (P, C), with
+keys_values : array, float32, shape (T, 2 * C): K and V side by side
+n_heads : int. Head width D = C / n_heads.
+key_starts : array, int32, shape (B + 1,). Sequence b has keys key_starts[b] to key_starts[b + 1].
+query_starts : array, int32, shape (B + 1,). The same for the queries; wanted with `keys_values`.
+dropout : AttentionDropout, optional. Drops probabilities.
+
+Returns
+-------
+out : array, float32, shape (T, C) or (P, C)
+
+Raises
+------
+TypeError, ValueError
+    Dtypes, shapes or starts do not agree.
+
+Notes
+-----
+Source: Vaswani et al. 2017, eq. 1; online softmax: Milakov & Gimelshein 2018. No [S, S] array in memory.
+"""

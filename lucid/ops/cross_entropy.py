@@ -1,0 +1,52 @@
+"""Softmax cross-entropy on given logits."""
+
+from typing import Any
+
+import numpy as np
+
+from lucid._ext import kernels
+from lucid.ops.op import Array, Kernel, Op, want, want_ids
+from lucid.threads import threads_for
+
+
+def _check(logits: Array, *, labels: Array, ignore_index: int = -100) -> None:
+    want("cross_entropy", "logits", logits, np.float32, (None, None))
+    want("cross_entropy", "labels", labels, np.int32, (logits.shape[0],))
+    if logits.shape[1] == 0:
+        raise ValueError("cross_entropy: logits have no columns")
+    want_ids("cross_entropy", "labels", np.where(labels == ignore_index, 0, labels), logits.shape[1])
+
+
+def _forward(logits: Array, *, labels: Array, ignore_index: int = -100) -> tuple[Array, Any]:
+    losses = np.empty(logits.shape[0], np.float32)
+    lse = np.empty(logits.shape[0], np.float32)
+    kernels.cross_entropy_forward(
+        np.ascontiguousarray(logits),
+        np.where(labels == ignore_index, -1, labels).astype(np.int32),
+        losses,
+        lse,
+        threads_for(logits.size),
+    )
+    return losses, None
+
+
+cross_entropy = Op("cross_entropy", _check, cpu=Kernel(_forward, None), gpu=None)
+"""losses[p] = log(sum_j exp(logits[p, j])) - logits[p, labels[p]]; 0 where the label is `ignore_index`.
+
+Parameters
+----------
+logits : array, float32, shape (P, V)
+labels : array, int32, shape (P,)
+ignore_index : int
+
+Returns
+-------
+losses : array, float32, shape (P,)
+
+Raises
+------
+IndexError
+    A label that is not `ignore_index` lies outside [0, V).
+TypeError, ValueError
+    Dtypes or shapes do not agree.
+"""

@@ -1,0 +1,47 @@
+"""Dropout of activations, by counter-based random numbers."""
+
+from typing import Any
+
+import numpy as np
+
+from lucid._ext import kernels
+from lucid.ops.op import Array, Kernel, Op, want
+from lucid.threads import threads_for
+
+
+def _check(x: Array, *, p: float, seed: int, stream: int, columns: Array, examples: Array) -> None:
+    want("dropout", "x", x, np.float32, (None, None))
+    want("dropout", "columns", columns, np.int32, (x.shape[0],))
+    want("dropout", "examples", examples, np.int32, (x.shape[0],))
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout: p must lie in [0, 1), not {p}")
+
+
+def _forward(x: Array, *, p: float, seed: int, stream: int, columns: Array, examples: Array) -> tuple[Array, Any]:
+    y = np.empty(x.shape, np.float32)
+    kernels.dropout_forward(
+        np.ascontiguousarray(x), y, np.ascontiguousarray(columns), np.ascontiguousarray(examples), seed, stream, p, threads_for(x.size)
+    )
+    return y, None
+
+
+dropout = Op("dropout", _check, cpu=Kernel(_forward, None), gpu=None)
+"""y = x / (1 - p), or 0 with probability p.
+
+Parameters
+----------
+x : array, float32, shape (T, C)
+p : float in [0, 1)
+seed : int. Philox key.
+stream : int. Last word of the counter, from `lucid.random.stream`.
+columns, examples : array, int32, shape (T,). Which token of which example a row is.
+
+Returns
+-------
+y : array, float32, shape (T, C)
+
+Notes
+-----
+Source: Srivastava et al. 2014, inverted. Row t, channel c depends on (seed, stream, examples[t],
+columns[t], c) alone.
+"""

@@ -1,0 +1,101 @@
+"""The input of BERT: word + position + segment vectors, normalised."""
+
+from typing import Any
+
+import numpy as np
+
+from lucid._ext import kernels
+from lucid.ops.linear import PackedWeight
+from lucid.ops.op import Array, Kernel, Op, want, want_ids
+from lucid.threads import threads_for
+
+
+def _check(
+    words: PackedWeight | Array,
+    positions: Array,
+    types: Array,
+    gain: Array,
+    bias: Array,
+    *,
+    ids: Array,
+    position_ids: Array,
+    type_ids: Array,
+    eps: float,
+) -> None:
+    n_words, width = words.shape
+    if not isinstance(words, PackedWeight):
+        want("embedding", "words", words, np.float32, (None, None))
+    want("embedding", "positions", positions, np.float32, (None, width))
+    want("embedding", "types", types, np.float32, (None, width))
+    want("embedding", "gain", gain, np.float32, (width,))
+    want("embedding", "bias", bias, np.float32, (width,))
+    n_tokens = len(ids)
+    for name, index, limit in (
+        ("ids", ids, n_words),
+        ("position_ids", position_ids, positions.shape[0]),
+        ("type_ids", type_ids, types.shape[0]),
+    ):
+        want("embedding", name, index, np.int32, (n_tokens,))
+        want_ids("embedding", name, index, limit)
+    if not eps > 0:
+        raise ValueError(f"embedding: eps must be positive, not {eps}")
+
+
+def _forward(
+    words: PackedWeight | Array,
+    positions: Array,
+    types: Array,
+    gain: Array,
+    bias: Array,
+    *,
+    ids: Array,
+    position_ids: Array,
+    type_ids: Array,
+    eps: float,
+) -> tuple[Array, Any]:
+    is_packed = isinstance(words, PackedWeight)
+    y = np.empty((len(ids), words.shape[1]), np.float32)
+    kernels.embedding_forward(
+        (words.panels if is_packed else np.ascontiguousarray(words)).reshape(-1),
+        is_packed,
+        np.ascontiguousarray(ids),
+        np.ascontiguousarray(positions),
+        np.ascontiguousarray(position_ids),
+        np.ascontiguousarray(types),
+        np.ascontiguousarray(type_ids),
+        np.ascontiguousarray(gain),
+        np.ascontiguousarray(bias),
+        eps,
+        y,
+        None,
+        threads_for(y.size),
+    )
+    return y, None
+
+
+embedding = Op("embedding", _check, cpu=Kernel(_forward, None), gpu=None)
+"""y[t] = LayerNorm(words[ids[t]] + positions[position_ids[t]] + types[type_ids[t]]).
+
+Parameters
+----------
+words : PackedWeight or array, float32, shape (V, C)
+positions, types : array, float32, shape (any, C)
+gain, bias : array, float32, shape (C,)
+ids, position_ids, type_ids : array, int32, shape (T,)
+eps : float, > 0
+
+Returns
+-------
+y : array, float32, shape (T, C)
+
+Raises
+------
+IndexError
+    An id is outside its table.
+TypeError, ValueError
+    Dtypes or shapes do not agree.
+
+Notes
+-----
+Source: Devlin et al. 2019, figure 2.
+"""

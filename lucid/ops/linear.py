@@ -1,0 +1,130 @@
+"""Linear: Y = activation(X . Wᵀ + bias) + residual, on weights packed for the kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lucid._ext import kernels
+from lucid.ops.activation import ACTIVATIONS
+from lucid.ops.op import Array, Kernel, Op, rows_contiguous, want
+from lucid.threads import get_num_threads, threads_for
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """A weight (N, K) as the kernels read it.
+
+    Attributes
+    ----------
+    dtype : str
+        Type of the stored numbers; "float32" is the only one yet.
+    panels : array, float32, shape (ceil(N / panel width), K, panel width)
+        Panel p holds rows p * width to (p + 1) * width of the weight, transposed; zeros beyond row N.
+    scales : None
+        For types that store scaled integers.
+    shape : (N, K)
+    """
+
+    dtype: str
+    panels: Array
+    scales: None
+    shape: tuple[int, int]
+
+    @classmethod
+    def pack(cls, weight: Array) -> PackedWeight:
+        """Pack a row-major float32 array (N, K)."""
+        want("pack", "weight", weight, np.float32, (None, None))
+        n, k = weight.shape
+        panels = np.empty((-(-n // kernels.panel_width), k, kernels.panel_width), np.float32)
+        kernels.pack_rows(rows_contiguous(weight), panels, threads_for(weight.size))
+        return cls("float32", panels, None, (n, k))
+
+    def unpack(self) -> Array:
+        """Return the row-major array (N, K)."""
+        weight = np.empty(self.shape, np.float32)
+        kernels.unpack_rows(self.panels, weight, threads_for(weight.size))
+        return weight
+
+
+def _check(
+    x: Array,
+    weight: PackedWeight | Array,
+    bias: Array | None = None,
+    residual: Array | None = None,
+    *,
+    activation: str | None = None,
+    columns: tuple[int, int] | None = None,
+) -> None:
+    n, k = weight.shape
+    want("linear", "x", x, np.float32, (None, k))
+    if not isinstance(weight, PackedWeight):
+        want("linear", "weight", weight, np.float32, (None, None))
+    if k == 0:
+        raise ValueError("linear: x and weight have width 0")
+    begin, end = columns or (0, n)
+    if not 0 <= begin <= end <= n:
+        raise ValueError(f"linear: columns ({begin}, {end}) must lie within the {n} rows of the weight")
+    if bias is not None:
+        want("linear", "bias", bias, np.float32, (n,))
+    if residual is not None:
+        want("linear", "residual", residual, np.float32, (x.shape[0], end - begin))
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(f"linear: activation {activation!r} is unknown; known: {', '.join(ACTIVATIONS)}")
+
+
+def _forward(
+    x: Array,
+    weight: PackedWeight | Array,
+    bias: Array | None = None,
+    residual: Array | None = None,
+    *,
+    activation: str | None = None,
+    columns: tuple[int, int] | None = None,
+) -> tuple[Array, Any]:
+    packed = weight if isinstance(weight, PackedWeight) else PackedWeight.pack(weight)
+    begin, end = columns or (0, packed.shape[0])
+    y = np.empty((x.shape[0], end - begin), np.float32)
+    kernels.gemm(
+        rows_contiguous(x),
+        packed.panels,
+        None if bias is None else np.ascontiguousarray(bias[begin:end]),
+        None if residual is None else rows_contiguous(residual),
+        y,
+        begin,
+        ACTIVATIONS[activation] if activation else 0,
+        False,
+        get_num_threads(),
+    )
+    return y, None
+
+
+linear = Op("linear", _check, cpu=Kernel(_forward, None), gpu=None)
+"""Y = activation(X . Wᵀ + bias) + residual.
+
+Parameters
+----------
+x : array, float32, shape (M, K)
+weight : PackedWeight or array, float32, shape (N, K)
+bias : array, float32, shape (N,), optional
+residual : array, float32, shape (M, N), optional
+activation : str, optional. A name in `lucid.ops.activation.ACTIVATIONS`.
+columns : (begin, end), optional. Compute these rows of the weight only.
+
+Returns
+-------
+y : array, float32, shape (M, N), or (M, end - begin)
+
+Raises
+------
+TypeError
+    An array is not float32.
+ValueError
+    Shapes do not agree, or the activation is unknown.
+
+Notes
+-----
+An element of y is one sum in one order: the same bits for any M, any row of x, any number of threads.
+"""

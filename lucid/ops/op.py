@@ -1,0 +1,83 @@
+"""The seam between the model and the devices: `Op`, a value that pairs a check with a kernel per device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = Any
+"""A NumPy array, or a CuPy array with the same interface."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """An operation on one device.
+
+    Attributes
+    ----------
+    forward : ``(*arrays, **params) -> (out, saved)``
+    backward : ``(saved, d_out) -> gradients``, one per array; None where no gradient is defined
+    """
+
+    forward: Callable[..., tuple[Any, Any]]
+    backward: Callable[..., Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """An operation: its name, the check of its arguments for both devices, and its kernels.
+
+    `gpu` is a thunk, so that importing lucid never imports CuPy; None where there is no GPU kernel yet.
+    """
+
+    name: str
+    check: Callable[..., None]
+    cpu: Kernel
+    gpu: Callable[[], Kernel] | None
+
+    def on(self, array: Array) -> Kernel:
+        """Return the kernel for the device of `array`: the only line that picks a device."""
+        if isinstance(array, np.ndarray):
+            return self.cpu
+        if self.gpu is None:
+            raise TypeError(f"{self.name}: no kernel for {type(array).__module__}.{type(array).__name__}; want a NumPy array")
+        return self.gpu()
+
+    def __call__(self, *arrays: Array, **params: Any) -> Any:
+        """Check, pick the device, run forward; return the result without what backward would need."""
+        self.check(*arrays, **params)
+        return self.on(arrays[0]).forward(*arrays, **params)[0]
+
+
+def want(op: str, name: str, array: Array, dtype: Any, shape: tuple[int | None, ...]) -> None:
+    """Raise unless `array` has this dtype and shape; None in `shape` stands for any length.
+
+    Raises
+    ------
+    TypeError
+        Not an array, or of another dtype.
+    ValueError
+        Of another shape.
+    """
+    if not hasattr(array, "dtype"):
+        raise TypeError(f"{op}: {name} must be an array, not {type(array).__name__}")
+    if array.dtype != dtype:
+        raise TypeError(f"{op}: {name} must be {np.dtype(dtype).name}, not {array.dtype}")
+    if len(array.shape) != len(shape) or any(w is not None and w != n for n, w in zip(array.shape, shape, strict=True)):
+        wanted = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ValueError(f"{op}: {name} must have shape ({wanted}), not {array.shape}")
+
+
+def want_ids(op: str, name: str, ids: Array, limit: int) -> None:
+    """Raise IndexError unless every id lies in [0, limit). Kernels read memory at these places."""
+    if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= limit):
+        at = int(np.flatnonzero((ids < 0) | (ids >= limit))[0])
+        raise IndexError(f"{op}: {name}[{at}] is {int(ids.reshape(-1)[at])}, outside [0, {limit})")
+
+
+def rows_contiguous(array: Array) -> Array:
+    """Return `array` with unit stride along its last axis, copied only if it has another."""
+    return array if array.strides[-1] == array.itemsize and array.strides[0] % array.itemsize == 0 else np.ascontiguousarray(array)

@@ -1,0 +1,162 @@
+"""Tensor: an array that knows its device, and speaks NumPy and DLPack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from lucid.device import Device, check_device, device_of
+
+
+class Tensor:
+    """An array of numbers on one device.
+
+    Parameters
+    ----------
+    data : array_like
+        A NumPy array, a `Tensor`, anything with ``__dlpack__`` or ``__array__``, a number or nested lists.
+        An array is shared, not copied, unless `dtype` or `device` asks for another one.
+    dtype : numpy dtype, optional
+        Python floats give float32, Python ints int64.
+    device : {"cpu", "gpu"}
+
+    Notes
+    -----
+    ``numpy.asarray(tensor)`` and ``numpy.from_dlpack(tensor)`` share the memory of a CPU tensor.
+    """
+
+    __slots__ = ("_array",)
+
+    def __init__(self, data: Any, dtype: Any = None, device: Device = "cpu") -> None:
+        check_device(device)
+        self._array = as_array(data, dtype)
+
+    @property
+    def array(self) -> Any:
+        """The array itself: NumPy on the CPU, CuPy on the GPU."""
+        return self._array
+
+    @property
+    def data(self) -> Any:
+        """The array itself, under the name that other frameworks use."""
+        return self.array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+        return tuple(self.array.shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of an element."""
+        return np.dtype(self.array.dtype)
+
+    @property
+    def device(self) -> Device:
+        """Where the array lives."""
+        return device_of(self.array)
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """Return the values as a NumPy array; it shares memory if the tensor is on the CPU."""
+        return np.asarray(self.array)
+
+    def item(self) -> int | float | bool:
+        """Return the one element as a Python number.
+
+        Raises
+        ------
+        ValueError
+            There is not exactly one element.
+        """
+        if self.size != 1:
+            raise ValueError(f"item() wants a tensor of one element, this one has shape {self.shape}; index it first or use tolist()")
+        return self.numpy().reshape(()).item()  # type: ignore[no-any-return]
+
+    def tolist(self) -> Any:
+        """Return the values as nested lists of Python numbers."""
+        return self.numpy().tolist()
+
+    def to(self, target: Any) -> Tensor:
+        """Return this tensor on another device ("cpu", "gpu") or with another dtype; itself if nothing changes."""
+        if target in ("cpu", "gpu"):
+            check_device(target)
+            return self
+        dtype = np.dtype(target)
+        return self if dtype == self.dtype else Tensor(self.array.astype(dtype))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.array.__dlpack_device__()  # type: ignore[no-any-return]
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of a 0-d tensor")
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return Tensor(np.asarray(self.array[index]))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __repr__(self) -> str:
+        values = np.array2string(self.numpy(), separator=", ", threshold=20, edgeitems=3, prefix="Tensor(")
+        return f"Tensor({values}, shape={self.shape}, dtype={self.dtype}, device='{self.device}')"
+
+
+def as_array(data: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
+    """Return the NumPy array behind `data`, converting what is not one.
+
+    Raises
+    ------
+    TypeError
+        `data` holds no numbers.
+    ValueError
+        Nested lists of unequal lengths.
+    """
+    if isinstance(data, Tensor):
+        array = data.array
+    elif isinstance(data, np.ndarray):
+        array = data
+    elif hasattr(data, "__array__"):
+        array = np.asarray(data)
+    elif hasattr(data, "__dlpack__"):
+        array = np.from_dlpack(data)
+    else:
+        try:
+            array = np.asarray(data)
+        except ValueError as error:
+            raise ValueError("nested lists of unequal lengths: pad them to one length, or give the texts to a text method") from error
+        if array.dtype == np.float64 and dtype is None:
+            array = array.astype(np.float32)
+        elif array.size == 0 and dtype is None and array.dtype == np.float64:
+            array = array.astype(np.int64)
+    if array.dtype.kind not in "biuf" and array.dtype.name not in ("bfloat16",):
+        raise TypeError(f"a tensor holds numbers, not {array.dtype} ({type(data).__name__})")
+    return array if dtype is None else array.astype(dtype, copy=False)
