@@ -1,0 +1,44 @@
+"""BERT masked language modelling without PyTorch.
+
+>>> import lucid.models as models
+>>> model = models.BERTForMaskedLM.from_pretrained("path/to/folder")  # doctest: +SKIP
+>>> model.fill_mask("Paris is the [MASK] of France.")  # doctest: +SKIP
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lucid.device import DeviceError as DeviceError
+from lucid.errors import FormatError as FormatError
+from lucid.random import manual_seed as manual_seed
+from lucid.tensor import Tensor as Tensor
+from lucid.threads import get_num_threads as get_num_threads
+from lucid.threads import set_num_threads as set_num_threads
+from lucid.threads import show_config as show_config
+
+if TYPE_CHECKING:
+    from lucid import models as models
+    from lucid import nn as nn
+
+__all__ = [
+    "DeviceError",
+    "FormatError",
+    "Tensor",
+    "get_num_threads",
+    "manual_seed",
+    "models",
+    "nn",
+    "set_num_threads",
+    "show_config",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Models bring the tokenizers library: imported when they are first asked for.
+    if name in ("models", "nn", "ops", "text"):
+        return import_module(f"lucid.{name}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("lucid-bert")
+    raise AttributeError(f"module 'lucid' has no attribute {name!r}")

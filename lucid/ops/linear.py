@@ -42,6 +42,11 @@ class PackedWeight:
         kernels.pack_rows(rows_contiguous(weight), panels, threads_for(weight.size))
         return cls("float32", panels, None, (n, k))
 
+    def rows(self, index: Array) -> Array:
+        """Return some rows of the weight, (len(index), K)."""
+        width = self.panels.shape[2]
+        return np.ascontiguousarray(self.panels[index // width, :, index % width])
+
     def unpack(self) -> Array:
         """Return the row-major array (N, K)."""
         weight = np.empty(self.shape, np.float32)

@@ -39,7 +39,8 @@ class Op:
     gpu: Callable[[], Kernel] | None
 
     def on(self, array: Array) -> Kernel:
-        """Return the kernel for the device of `array`: the only line that picks a device."""
+        """Return the kernel for the device of `array`, or of a packed weight's panels: the only line that picks a device."""
+        array = getattr(array, "panels", array)
         if isinstance(array, np.ndarray):
             return self.cpu
         if self.gpu is None:

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -294,7 +294,7 @@ class BERTTokenizerFast:
         text_a: str | Iterable[str],
         text_b: str | Iterable[str] | None = None,
         return_tensor: bool = False,
-        device: str = "cpu",
+        device: Literal["cpu", "gpu"] = "cpu",
     ) -> dict[str, Any]:
         """Give what a BERT takes for a text, a pair, or a list of either.
 

@@ -1,0 +1,1 @@
+"""BERT: configuration, backbone, masked language model."""

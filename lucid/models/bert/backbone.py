@@ -1,0 +1,273 @@
+"""BERT as in Devlin et al. 2019: embeddings, then layers of attention and feed-forward, then a pooler.
+
+Inside, a batch is packed: arrays are [tokens, width] and hold no padding (packing.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lucid.autograd import apply
+from lucid.models.bert.config import BERTConfig
+from lucid.models.bert.packing import PackedBatch, TokenRows, pack
+from lucid.models.pretrained import PretrainedModel, folder_has_pooler
+from lucid.nn import Dropout, Embedding, LayerNorm, Linear, Module, ModuleList, init
+from lucid.ops.attention import AttentionDropout, attention
+from lucid.ops.embedding import embedding
+from lucid.ops.rows import gather_rows, scatter_rows
+from lucid.random import Purpose, resolve_seed, stream
+from lucid.tensor import Tensor
+
+
+class BERTEmbeddings(Module):
+    """Word + position + segment vectors, LayerNorm, dropout (figure 2 of the paper)."""
+
+    def __init__(self, config: BERTConfig) -> None:
+        super().__init__()
+        width, std = config.hidden_size, config.initializer_range
+        self.word_embeddings = Embedding(config.vocab_size, width, init.normal(std))
+        self.position_embeddings = Embedding(config.max_position_embeddings, width, init.normal(std))
+        self.token_type_embeddings = Embedding(config.type_vocab_size, width, init.normal(std))
+        self.layer_norm = LayerNorm(width, config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob, Purpose.EMBEDDING_DROPOUT)
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Return the first hidden state, (T, C)."""
+        x: Tensor = apply(
+            embedding,
+            self.word_embeddings.weight.table() if batch.embeds is None else batch.embeds,
+            self.position_embeddings.weight,
+            self.token_type_embeddings.weight,
+            self.layer_norm.weight,
+            self.layer_norm.bias,
+            ids=batch.ids,
+            position_ids=batch.position_ids,
+            type_ids=batch.type_ids,
+            eps=self.layer_norm.eps,
+        )
+        return self.dropout(x, batch)  # type: ignore[no-any-return]
+
+
+class BERTAttention(Module):
+    """LayerNorm(x + dropout(dense(attention(x)))). Q, K and V are one product."""
+
+    def __init__(self, config: BERTConfig, layer: int) -> None:
+        super().__init__()
+        width, std = config.hidden_size, config.initializer_range
+        self.qkv = Linear(width, 3 * width, init.normal(std))
+        self.dense = Linear(width, width, init.normal(std))
+        self.layer_norm = LayerNorm(width, config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob, Purpose.ATTENTION_OUTPUT_DROPOUT, layer)
+        self.n_heads = config.num_attention_heads
+        self.p_dropout = config.attention_probs_dropout_prob
+        self.stream = stream(Purpose.ATTENTION_DROPOUT, layer)
+
+    def forward(self, hidden: Tensor, batch: PackedBatch, rows: TokenRows | None = None) -> Tensor:
+        """Return the next hidden state of all tokens, (T, C), or of `rows`, (P, C)."""
+        if rows is None:
+            asked, queries, keys_values, query_starts = batch, self.qkv(hidden), None, None
+        else:
+            asked, query_starts = batch.take(rows), rows.starts
+            keys_values = self.qkv(hidden, columns=(hidden.shape[1], 3 * hidden.shape[1]))
+            hidden = apply(gather_rows, hidden, rows=rows.index)
+            queries = self.qkv(hidden, columns=(0, hidden.shape[1]))
+        context = apply(
+            attention,
+            queries,
+            keys_values,
+            n_heads=self.n_heads,
+            key_starts=batch.starts,
+            query_starts=query_starts,
+            dropout=self._dropout(asked, batch),
+        )
+        return self.layer_norm(self.dropout(self.dense(context), asked), residual=hidden)  # type: ignore[no-any-return]
+
+    def _dropout(self, asked: PackedBatch, batch: PackedBatch) -> AttentionDropout | None:
+        if not self.training or self.p_dropout == 0 or batch.seed is None:
+            return None
+        return AttentionDropout(self.p_dropout, batch.seed, self.stream, asked.columns, batch.columns, batch.examples)
+
+    def extra_repr(self) -> str:
+        """Return the number of heads and the dropout of the probabilities."""
+        return f"n_heads={self.n_heads}, p_dropout={self.p_dropout:g}"
+
+
+class BERTFeedForward(Module):
+    """LayerNorm(x + dropout(dense_out(activation(dense_in(x)))))."""
+
+    def __init__(self, config: BERTConfig, layer: int) -> None:
+        super().__init__()
+        width, inner, std = config.hidden_size, config.intermediate_size, config.initializer_range
+        self.dense_in = Linear(width, inner, init.normal(std))
+        self.dense_out = Linear(inner, width, init.normal(std))
+        self.layer_norm = LayerNorm(width, config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob, Purpose.FEED_FORWARD_DROPOUT, layer)
+        self.activation = config.hidden_act
+
+    def forward(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """Return the next hidden state, (T, C)."""
+        inner = self.dense_in(hidden, activation=self.activation)
+        return self.layer_norm(self.dropout(self.dense_out(inner), batch), residual=hidden)  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        """Return the activation."""
+        return f"activation={self.activation!r}"
+
+
+class BERTLayer(Module):
+    """Attention, then feed-forward."""
+
+    def __init__(self, config: BERTConfig, layer: int) -> None:
+        super().__init__()
+        self.attention = BERTAttention(config, layer)
+        self.feed_forward = BERTFeedForward(config, layer)
+
+    def forward(self, hidden: Tensor, batch: PackedBatch, rows: TokenRows | None = None) -> Tensor:
+        """Return the next hidden state of all tokens, (T, C), or of `rows`, (P, C)."""
+        hidden = self.attention(hidden, batch, rows)
+        return self.feed_forward(hidden, batch if rows is None else batch.take(rows))  # type: ignore[no-any-return]
+
+
+class BERTEncoder(Module):
+    """The layers."""
+
+    def __init__(self, config: BERTConfig) -> None:
+        super().__init__()
+        self.layer = ModuleList([BERTLayer(config, i) for i in range(config.num_hidden_layers)])
+
+    def forward(self, hidden: Tensor, batch: PackedBatch, rows: TokenRows | None = None) -> Tensor:
+        """Return the last hidden state; with `rows`, the last layer runs its queries and feed-forward for those only."""
+        *first, last = self.layer
+        for layer in first:
+            hidden = layer(hidden, batch)
+        return last(hidden, batch, rows)  # type: ignore[no-any-return]
+
+
+class BERTPooler(Module):
+    """tanh(dense(the first token's vector))."""
+
+    def __init__(self, config: BERTConfig) -> None:
+        super().__init__()
+        self.dense = Linear(config.hidden_size, config.hidden_size, init.normal(config.initializer_range))
+
+    def forward(self, first: Tensor) -> Tensor:
+        """Return (B, C) for the first tokens' vectors, (B, C)."""
+        return self.dense(first, activation="tanh")  # type: ignore[no-any-return]
+
+
+class BERT(PretrainedModel):
+    """The BERT encoder.
+
+    Parameters
+    ----------
+    config : BERTConfig
+
+    Notes
+    -----
+    A new model is in train mode: dropout is active until ``.eval()``.
+    """
+
+    config: BERTConfig
+    architecture = "BertModel"
+
+    def __init__(self, config: BERTConfig) -> None:
+        super().__init__(config)
+        self.embeddings = BERTEmbeddings(config)
+        self.encoder = BERTEncoder(config)
+        self.pooler = BERTPooler(config) if config.add_pooling_layer else None
+
+    def pack(self, *inputs: Any, seed: int | None = None, is_eval: bool = False, **named_inputs: Any) -> PackedBatch:
+        """Check and pack a batch; in train mode it carries the seed of its dropout, unless `is_eval`."""
+        has_dropout = self.training and not is_eval
+        return pack(self.config, *inputs, seed=resolve_seed(seed) if has_dropout else None, **named_inputs)
+
+    def encode(self, batch: PackedBatch, rows: TokenRows | None = None) -> Tensor:
+        """Return the last hidden state of the packed tokens, (T, C), or of `rows`, (P, C)."""
+        if rows is not None and len(rows.index) == batch.n_tokens:
+            rows = None
+        return self.encoder(self.embeddings(batch), batch, rows)  # type: ignore[no-any-return]
+
+    def forward(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        inputs_embeds: Any = None,
+        *,
+        seed: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Encode a batch.
+
+        Parameters
+        ----------
+        input_ids : integers, shape (B, S). Words; or
+        inputs_embeds : float, shape (B, S, C). Vectors in place of words; exactly one of the two.
+        attention_mask : 0 and 1, shape (B, S), optional. 0 is padding, anywhere.
+        token_type_ids : integers, shape (B, S), optional. Segment, default 0.
+        position_ids : integers, shape (B, S), optional. Default: the column.
+        seed : int, optional. Of dropout, in train mode.
+
+        Returns
+        -------
+        sequence_output : Tensor, float32, shape (B, S, C). Zeros at padding.
+        pooled_output : Tensor, float32, shape (B, C), or None without a pooler. Zeros where a sequence has no token.
+
+        Raises
+        ------
+        IndexError
+            An id, type or position is out of range.
+        TypeError, ValueError
+            Wrong dtypes, shapes or values.
+        """
+        batch = self.pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed)
+        hidden = self.encode(batch)
+        n_sequences, length = batch.shape
+        sequence = apply(scatter_rows, hidden, rows=batch.cells, n_rows=n_sequences * length)
+        return Tensor(sequence.array.reshape(n_sequences, length, -1)), self._pool(hidden, batch)
+
+    def _pool(self, hidden: Tensor, batch: PackedBatch) -> Tensor | None:
+        if self.pooler is None:
+            return None
+        has_tokens = np.flatnonzero(np.diff(batch.starts)).astype(np.int32)
+        pooled = self.pooler(apply(gather_rows, hidden, rows=batch.starts[has_tokens]))
+        return apply(scatter_rows, pooled, rows=has_tokens, n_rows=batch.shape[0])  # type: ignore[no-any-return]
+
+    @classmethod
+    def _wants_pooler(cls, folder: Path) -> bool:
+        return folder_has_pooler(folder)
+
+    def _as_masked_lm(self) -> Module:
+        holder = Module()
+        holder.bert = self
+        return holder
+
+    def get_input_embeddings(self) -> Embedding:
+        """Return the word table."""
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, table: Embedding) -> None:
+        """Replace the word table by another of the same shape."""
+        check_table("input embeddings", table, Embedding, self.embeddings.word_embeddings.weight.shape)
+        self.embeddings.word_embeddings = table
+
+    def get_output_embeddings(self) -> None:
+        """Return None: the backbone has no decoder."""
+
+    def set_output_embeddings(self, decoder: Any) -> None:
+        """Raise: the backbone has no decoder."""
+        raise AttributeError("BERT has no output embeddings; BERTForMaskedLM has")
+
+    def tie_weights(self) -> None:
+        """Do nothing: the backbone has no decoder to tie."""
+
+
+def check_table(name: str, module: Any, kind: type[Module], shape: tuple[int, ...]) -> None:
+    """Raise unless `module` is a `kind` whose weight has this shape."""
+    if not isinstance(module, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, not {type(module).__name__}")
+    if module.weight.shape != shape:  # type: ignore[attr-defined]
+        raise ValueError(f"{name} must have shape {shape}, not {module.weight.shape}")  # type: ignore[attr-defined]

@@ -1,0 +1,337 @@
+"""BERT with the masked language modelling head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lucid.autograd import apply
+from lucid.models.bert.backbone import BERT, check_table
+from lucid.models.bert.config import BERTConfig
+from lucid.models.bert.packing import PackedBatch, TokenRows, attention_cells, integers, want_range
+from lucid.models.bert.texts import TextMethods
+from lucid.models.pretrained import PretrainedModel
+from lucid.nn import Embedding, LayerNorm, Linear, Module, Parameter, init
+from lucid.ops.decoder import decoder_cross_entropy, decoder_top_k
+from lucid.ops.linear import linear
+from lucid.ops.mlm_mask import mlm_mask
+from lucid.ops.rows import scatter_rows
+from lucid.random import resolve_seed
+from lucid.tensor import Tensor
+
+# Of the released BERT vocabularies: [UNK], [CLS], [SEP], [MASK]; beside them stands the padding.
+_USUAL_SPECIAL_IDS = (100, 101, 102, 103)
+
+
+class BERTPredictionTransform(Module):
+    """LayerNorm(activation(dense(x))): what stands between the encoder and the decoder."""
+
+    def __init__(self, config: BERTConfig) -> None:
+        super().__init__()
+        self.dense = Linear(config.hidden_size, config.hidden_size, init.normal(config.initializer_range))
+        self.layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.activation = config.hidden_act
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return (P, C) for (P, C)."""
+        return self.layernorm(self.dense(hidden, activation=self.activation))  # type: ignore[no-any-return]
+
+
+class BERTPredictions(Module):
+    """Transform and decoder."""
+
+    def __init__(self, config: BERTConfig) -> None:
+        super().__init__()
+        self.transform = BERTPredictionTransform(config)
+        self.decoder = Linear(config.hidden_size, config.vocab_size, init.normal(config.initializer_range))
+
+
+class BERTMaskedLMHead(Module):
+    """The head: ``cls.predictions``."""
+
+    def __init__(self, config: BERTConfig) -> None:
+        super().__init__()
+        self.predictions = BERTPredictions(config)
+
+
+class BERTForMaskedLM(PretrainedModel, TextMethods):
+    """BERT for masked language modelling (Devlin et al. 2019, section 3.1).
+
+    Parameters
+    ----------
+    config : BERTConfig
+
+    Notes
+    -----
+    A new model is in train mode: `forward` and `get_loss` apply dropout until ``.eval()``. `predict_*`,
+    `get_accuracy` and `fill_mask` never do. The product with the vocabulary is made for the rows that
+    are asked for, and the last layer runs its queries and feed-forward only for those.
+    """
+
+    config: BERTConfig
+    architecture = "BertForMaskedLM"
+
+    def __init__(self, config: BERTConfig) -> None:
+        super().__init__(config)
+        self.bert = BERT(config)
+        self.cls = BERTMaskedLMHead(config)
+        self.special_token_ids = sorted({i for i in (config.pad_token_id, *_USUAL_SPECIAL_IDS) if i is not None and i < config.vocab_size})
+        if config.tie_word_embedding:
+            self.tie_weights()
+
+    def forward(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        inputs_embeds: Any = None,
+        *,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Return the logits of every word at every position.
+
+        Parameters
+        ----------
+        input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+            As for `BERT.forward`.
+        seed : int, optional. Of dropout, in train mode.
+
+        Returns
+        -------
+        logits : Tensor, float32, shape (B, S, V). Zeros at padding.
+        """
+        batch = self.bert.pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed)
+        decoder = self.cls.predictions.decoder
+        logits = decoder(self._transformed(batch, None))
+        n_sequences, length = batch.shape
+        padded = apply(scatter_rows, logits, rows=batch.cells, n_rows=n_sequences * length)
+        return Tensor(padded.array.reshape(n_sequences, length, self.config.vocab_size))
+
+    def _transformed(self, batch: PackedBatch, rows: TokenRows | None) -> Tensor:
+        """Return what the decoder multiplies: (T, C), or (P, C) for `rows`."""
+        return self.cls.predictions.transform(self.bert.encode(batch, rows))  # type: ignore[no-any-return]
+
+    def get_loss(
+        self,
+        labels: Any,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        inputs_embeds: Any = None,
+        *,
+        ignore_index: int = -100,
+        reduction: str | None = "mean",
+        seed: int | None = None,
+    ) -> Tensor:
+        """Return the cross-entropy of the labels.
+
+        Parameters
+        ----------
+        labels : integers, shape (B, S). The right word, or `ignore_index` where nothing is asked.
+        input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+            As for `BERT.forward`.
+        ignore_index : int
+        reduction : "mean" (over the labels that count), "sum", or None
+        seed : int, optional. Of dropout, in train mode.
+
+        Returns
+        -------
+        loss : Tensor, float32, shape (), in nats; or (B * S,) with reduction None. 0 where no label counts.
+
+        Raises
+        ------
+        IndexError
+            A label lies outside the vocabulary.
+        ValueError
+            A label stands under mask 0, or a shape, mask or reduction is wrong.
+        """
+        if reduction not in ("mean", "sum", None):
+            raise ValueError(f"reduction must be 'mean', 'sum' or None, not {reduction!r}")
+        batch = self.bert.pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed)
+        rows, row_labels = self._labelled(batch, labels, ignore_index)
+        losses = np.zeros(0, np.float32)
+        if len(row_labels):
+            decoder = self.cls.predictions.decoder
+            x = self._transformed(batch, rows)
+            losses = apply(decoder_cross_entropy, x, decoder.weight.packed(), decoder.bias, labels=row_labels).array
+        if reduction is None:
+            every = np.zeros(batch.shape[0] * batch.shape[1], np.float32)
+            every[batch.cells[rows.index]] = losses
+            return Tensor(every)
+        total = losses.sum(dtype=np.float64)
+        return Tensor(np.float32(total / max(1, len(losses)) if reduction == "mean" else total))
+
+    def _labelled(self, batch: PackedBatch, labels: Any, ignore_index: int) -> tuple[TokenRows, Any]:
+        """Return the tokens whose label counts, and those labels as int32."""
+        table = integers("labels", labels, batch.shape)
+        counts = table != ignore_index
+        is_real = np.zeros(batch.shape, bool)
+        is_real.reshape(-1)[batch.cells] = True
+        if (counts & ~is_real).any():
+            b, s = np.argwhere(counts & ~is_real)[0]
+            raise ValueError(f"labels[{b}, {s}] is {table[b, s]}, but attention_mask is 0 there: set that label to {ignore_index}")
+        want_range("labels", table, counts, self.config.vocab_size, f"a word of the vocabulary, or ignore_index {ignore_index}")
+        rows = batch.rows_at(counts)
+        return rows, table.reshape(-1)[batch.cells[rows.index]].astype(np.int32)
+
+    def create_masked_lm_inputs(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        special_tokens_mask: Any = None,
+        *,
+        mask_token_id: int = 103,
+        mlm_probability: float = 0.15,
+        mask_replace_prob: float = 0.8,
+        random_replace_prob: float = 0.1,
+        ignore_index: int = -100,
+        seed: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Choose tokens to ask for, and corrupt them (Devlin et al. 2019, section 3.1).
+
+        Parameters
+        ----------
+        input_ids : integers, shape (B, S)
+        attention_mask : 0 and 1, shape (B, S), optional. Padding is never chosen.
+        special_tokens_mask : 0 and 1, shape (B, S), optional. 1 is never chosen. Default: the model's
+            special tokens, which are never drawn as random words either.
+        mask_token_id : int
+        mlm_probability : float. That a token is chosen.
+        mask_replace_prob, random_replace_prob : float. That a chosen token becomes [MASK], or a random
+            word; else it stays as it is.
+        ignore_index : int. Label of a token that was not chosen.
+        seed : int, optional. The same seed chooses the same tokens, whatever else is in the batch.
+
+        Returns
+        -------
+        masked_input_ids, labels : Tensor, int64, shape (B, S)
+
+        Raises
+        ------
+        IndexError
+            An id is out of range.
+        TypeError, ValueError
+            Wrong dtypes, shapes or probabilities.
+        """
+        ids = integers("input_ids", input_ids)
+        is_real = attention_cells(attention_mask, ids.shape)
+        want_range("input_ids", ids, is_real, self.config.vocab_size, "the vocabulary has that many words")
+        special = np.asarray(self.special_token_ids, np.int32)
+        if special_tokens_mask is None:
+            may_mask = is_real & ~np.isin(ids, special)
+        else:
+            may_mask = is_real & (integers("special_tokens_mask", special_tokens_mask, ids.shape) == 0)
+        n_sequences, length = ids.shape
+        masked, labels = mlm_mask(
+            np.ascontiguousarray(ids).reshape(-1),
+            may_mask=may_mask.reshape(-1).astype(np.uint8),
+            columns=np.tile(np.arange(length, dtype=np.int32), n_sequences),
+            examples=np.repeat(np.arange(n_sequences, dtype=np.int32), length),
+            special_ids=special,
+            vocab_size=self.config.vocab_size,
+            mask_token_id=mask_token_id,
+            seed=resolve_seed(seed),
+            mlm_probability=mlm_probability,
+            mask_replace_prob=mask_replace_prob,
+            random_replace_prob=random_replace_prob,
+            ignore_index=ignore_index,
+        )
+        return Tensor(masked.reshape(ids.shape)), Tensor(labels.reshape(ids.shape))
+
+    def _adopt_tokenizer(self, folder: Path) -> None:
+        super()._adopt_tokenizer(folder)
+        if self.tokenizer is not None:
+            self.special_token_ids = sorted(set(self.tokenizer.all_special_ids))
+
+    def top_k(self, batch: PackedBatch, rows: TokenRows, k: int) -> tuple[Any, Any, Any]:
+        """Return the k best words of `rows`: logits (P, k), ids (P, k) and log-sum-exp (P,), as arrays."""
+        decoder = self.cls.predictions.decoder
+        x = self._transformed(batch, rows)
+        values, ids, lse = apply(decoder_top_k, x, decoder.weight.packed(), decoder.bias, k=k)
+        return values.array, ids.array, lse.array
+
+    def logits_of(self, batch: PackedBatch, rows: TokenRows, words: Any) -> tuple[Any, Any]:
+        """Return the logits of some words, (P, len(words)), and log-sum-exp over all words, (P,), for `rows`."""
+        decoder = self.cls.predictions.decoder
+        weight = decoder.weight.packed()
+        x = self._transformed(batch, rows)
+        _, _, lse = apply(decoder_top_k, x, weight, decoder.bias, k=1)
+        logits = apply(linear, x, weight.rows(words), decoder.bias.array[words])
+        return logits.array, lse.array
+
+    def predict_token_ids(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        inputs_embeds: Any = None,
+    ) -> Tensor:
+        """Return the likeliest word at every position, always in eval mode.
+
+        Returns
+        -------
+        ids : Tensor, int64, shape (B, S). 0 at padding.
+        """
+        batch = self.bert.pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, is_eval=True)
+        ids = np.zeros(batch.shape, np.int64)
+        rows = batch.rows_at(np.ones(batch.shape, bool))
+        ids.reshape(-1)[batch.cells] = self.top_k(batch, rows, 1)[1][:, 0]
+        return Tensor(ids)
+
+    def get_accuracy(
+        self,
+        labels: Any,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        inputs_embeds: Any = None,
+        *,
+        ignore_index: int = -100,
+    ) -> Tensor:
+        """Return the share of labels that are the likeliest word, always in eval mode.
+
+        Returns
+        -------
+        accuracy : Tensor, float32, shape (). 0.0 where no label counts.
+        """
+        batch = self.bert.pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, is_eval=True)
+        rows, row_labels = self._labelled(batch, labels, ignore_index)
+        if not len(row_labels):
+            return Tensor(np.float32(0))
+        return Tensor(np.float32((self.top_k(batch, rows, 1)[1][:, 0] == row_labels).mean()))
+
+    def get_input_embeddings(self) -> Embedding:
+        """Return the word table."""
+        return self.bert.get_input_embeddings()
+
+    def set_input_embeddings(self, table: Embedding) -> None:
+        """Replace the word table by another of the same shape, for the decoder too if they are tied."""
+        self.bert.set_input_embeddings(table)
+        if self.config.tie_word_embedding:
+            self.tie_weights()
+
+    def get_output_embeddings(self) -> Linear:
+        """Return the decoder."""
+        return self.cls.predictions.decoder
+
+    def set_output_embeddings(self, decoder: Linear) -> None:
+        """Replace the decoder by another of the same shape."""
+        check_table("output embeddings", decoder, Linear, self.cls.predictions.decoder.weight.shape)
+        self.cls.predictions.decoder = decoder
+
+    def tie_weights(self) -> None:
+        """Let the decoder multiply with the word table itself."""
+        self.cls.predictions.decoder.weight = self.bert.embeddings.word_embeddings.weight
+        self.config.tie_word_embedding = True
+
+    def untie_weights(self) -> None:
+        """Give the decoder a weight of its own, equal to the word table."""
+        table = self.bert.embeddings.word_embeddings.weight
+        self.cls.predictions.decoder.weight = Parameter(table.shape, lambda _: np.array(table.array))
+        self.config.tie_word_embedding = False

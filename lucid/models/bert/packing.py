@@ -1,0 +1,211 @@
+"""Padding is removed at the door: a batch becomes one row per real token.
+
+Everything between `pack` and `unpack` works on [tokens, width]; only attention looks at `starts`. So cost
+follows real tokens, and padding cannot reach a result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from lucid.models.bert.config import BERTConfig
+from lucid.tensor import as_array
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Some of a batch's tokens.
+
+    Attributes
+    ----------
+    index : array, int32, shape (P,), rising. Places among the packed tokens.
+    starts : array, int32, shape (B + 1,). Sequence b has rows starts[b] to starts[b + 1].
+    """
+
+    index: Any
+    starts: Any
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """The real tokens of a batch, one row each.
+
+    Attributes
+    ----------
+    shape : (B, S). Of the padded batch.
+    cells : array, int32, shape (T,), rising. Where a token stands in the flattened (B, S).
+    ids : array, int32, shape (T,). Words, or rows of `embeds`.
+    position_ids, type_ids : array, int32, shape (T,)
+    starts : array, int32, shape (B + 1,). Sequence b has tokens starts[b] to starts[b + 1] (`cu_seqlens`).
+    embeds : array, float32, shape (B * S, C), or None. Vectors in place of the word table.
+    seed : int or None. For dropout; None is none.
+    """
+
+    shape: tuple[int, int]
+    cells: Any
+    ids: Any
+    position_ids: Any
+    type_ids: Any
+    starts: Any
+    embeds: Any = None
+    seed: int | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """T, the number of real tokens."""
+        return len(self.cells)
+
+    @cached_property
+    def columns(self) -> Any:
+        """Column of each token in the padded batch, int32, shape (T,)."""
+        return self.cells % np.int32(max(1, self.shape[1]))
+
+    @cached_property
+    def examples(self) -> Any:
+        """Number of each sequence, int32, shape (B,)."""
+        return np.arange(self.shape[0], dtype=np.int32)
+
+    @cached_property
+    def token_examples(self) -> Any:
+        """Sequence of each token, int32, shape (T,)."""
+        return np.repeat(self.examples, np.diff(self.starts))
+
+    def rows_at(self, cells: Any) -> TokenRows:
+        """Return the rows of real tokens that stand at `cells`, a boolean array of shape (B, S)."""
+        index = np.flatnonzero(cells.reshape(-1)[self.cells]).astype(np.int32)
+        return TokenRows(index, np.searchsorted(index, self.starts).astype(np.int32))
+
+    def take(self, rows: TokenRows) -> PackedBatch:
+        """Return the batch of these rows only: what dropout asks about them stays the same."""
+        index = rows.index
+        return PackedBatch(
+            self.shape, self.cells[index], self.ids[index], self.position_ids[index], self.type_ids[index], rows.starts, self.embeds, self.seed
+        )
+
+
+def integers(name: str, values: Any, shape: tuple[int, ...] | None = None) -> np.ndarray[Any, Any]:
+    """Return `values` as an int64 array (B, S).
+
+    Raises
+    ------
+    TypeError
+        They are not integers.
+    ValueError
+        They have another shape.
+    """
+    array = as_array(values)
+    if array.size == 0 and array.dtype.kind == "f" and not hasattr(values, "dtype"):
+        array = array.astype(np.int64)  # an empty list says nothing of its type
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must hold integers, not {array.dtype}")
+    if array.ndim != 2:
+        hint = f"; give {name}[None] for one sequence" if array.ndim == 1 else ""
+        raise ValueError(f"{name} must have shape (batch, sequence), not {array.shape}{hint}")
+    if shape is not None and array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}, the batch has shape {shape}")
+    if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise IndexError(f"{name} holds {int(array.max())}, which is no 64-bit integer")
+    return array.astype(np.int64, copy=False)
+
+
+def want_range(name: str, array: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any], limit: int, what: str) -> None:
+    """Raise IndexError unless every value of `array` (B, S) where `wanted` is set lies in [0, limit)."""
+    is_bad = (array < 0) | (array >= limit)
+    is_bad &= wanted
+    if is_bad.any():
+        b, s = np.argwhere(is_bad)[0]
+        raise IndexError(f"{name}[{b}, {s}] is {array[b, s]}, outside [0, {limit}): {what}")
+
+
+def attention_cells(attention_mask: Any, shape: tuple[int, int]) -> np.ndarray[Any, Any]:
+    """Return which cells of (B, S) hold real tokens, as booleans.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The mask has another shape, or values other than 0 and 1.
+    """
+    if attention_mask is None:
+        return np.ones(shape, bool)
+    mask = as_array(attention_mask)
+    if mask.shape != shape:
+        raise ValueError(f"attention_mask has shape {mask.shape}, the batch has shape {shape}")
+    is_real = mask != 0
+    if mask.dtype.kind != "b" and not ((mask == 1) | ~is_real).all():
+        raise ValueError("attention_mask must hold 0 (padding) and 1 (token) only")
+    return is_real
+
+
+def pack(
+    config: BERTConfig,
+    input_ids: Any = None,
+    attention_mask: Any = None,
+    token_type_ids: Any = None,
+    position_ids: Any = None,
+    inputs_embeds: Any = None,
+    *,
+    seed: int | None = None,
+) -> PackedBatch:
+    """Check a batch as users give it, and pack its real tokens.
+
+    Parameters
+    ----------
+    config : BERTConfig
+    input_ids : integers, shape (B, S); or
+    inputs_embeds : float, shape (B, S, C). Exactly one of the two.
+    attention_mask : 0 and 1, shape (B, S), optional. Holes are allowed.
+    token_type_ids, position_ids : integers, shape (B, S), optional. Default 0, and the column.
+    seed : int, optional. For dropout.
+
+    Raises
+    ------
+    IndexError
+        An id, type or position of a real token is out of range; the message names it and its place.
+    TypeError, ValueError
+        Wrong dtypes, shapes or values. What stands under mask 0 is not looked at.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("give exactly one of input_ids and inputs_embeds")
+    embeds = None
+    if inputs_embeds is not None:
+        embeds = as_array(inputs_embeds)
+        if embeds.dtype.kind != "f":
+            raise TypeError(f"inputs_embeds must hold floating-point numbers, not {embeds.dtype}")
+        if embeds.ndim != 3 or embeds.shape[2] != config.hidden_size:
+            raise ValueError(f"inputs_embeds must have shape (batch, sequence, {config.hidden_size}), not {embeds.shape}")
+        shape = embeds.shape[:2]
+        embeds = np.ascontiguousarray(embeds, np.float32).reshape(-1, config.hidden_size)
+        ids = np.arange(shape[0] * shape[1], dtype=np.int64).reshape(shape)
+    else:
+        ids = integers("input_ids", input_ids)
+        shape = ids.shape
+    if shape[0] * shape[1] >= 1 << 31:
+        raise ValueError(f"a batch holds fewer than 2**31 cells, not {shape[0]} x {shape[1]}: split it")
+    is_real = attention_cells(attention_mask, shape)
+    if embeds is None:
+        want_range("input_ids", ids, is_real, config.vocab_size, "the word table has that many rows")
+    cells = np.flatnonzero(is_real).astype(np.int32)
+    if position_ids is None:
+        positions = cells % np.int32(max(1, shape[1]))
+        longest = int(positions.max(initial=-1)) + 1
+        if longest > config.max_position_embeddings:
+            raise ValueError(
+                f"a sequence has {longest} tokens, the position table only {config.max_position_embeddings} rows: shorten or split the text"
+            )
+    else:
+        table = integers("position_ids", position_ids, shape)
+        want_range("position_ids", table, is_real, config.max_position_embeddings, "the position table has that many rows")
+        positions = table.reshape(-1)[cells].astype(np.int32)
+    if token_type_ids is None:
+        types = np.zeros(len(cells), np.int32)
+    else:
+        table = integers("token_type_ids", token_type_ids, shape)
+        want_range("token_type_ids", table, is_real, config.type_vocab_size, "the segment table has that many rows")
+        types = table.reshape(-1)[cells].astype(np.int32)
+    starts = np.zeros(shape[0] + 1, np.int32)
+    np.cumsum(is_real.sum(axis=1), out=starts[1:])
+    return PackedBatch(shape, cells, ids.reshape(-1)[cells].astype(np.int32), positions, types, starts, embeds, seed)

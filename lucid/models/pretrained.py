@@ -1,0 +1,105 @@
+"""What every model has that can be loaded from a folder and saved to one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Self
+
+from lucid.errors import FormatError
+from lucid.models.bert.config import BERTConfig
+from lucid.models.checkpoint import LoadReport, config_json, has_tensor, load_tensors, read_config, save_tensors
+from lucid.nn import Module
+from lucid.text import BERTTokenizerFast
+
+
+class PretrainedModel(Module):
+    """A module with a configuration, and perhaps a tokenizer, that lives in Hugging Face folders.
+
+    Attributes
+    ----------
+    config : BERTConfig
+    tokenizer : BERTTokenizerFast or None. Set by `from_pretrained` where the folder has one.
+    load_report : LoadReport or None. What `from_pretrained` found.
+    """
+
+    architecture: str
+    """Name of the same model in transformers, for config.json."""
+
+    def __init__(self, config: BERTConfig) -> None:
+        super().__init__()
+        if not isinstance(config, BERTConfig):
+            raise TypeError(f"{type(self).__name__} wants a BERTConfig, not {type(config).__name__}; see BERTConfig.base()")
+        self.config = config
+        self.tokenizer: BERTTokenizerFast | None = None
+        self.load_report: LoadReport | None = None
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, strict: bool = True) -> Self:
+        """Load a model, and its tokenizer if there is one, from a folder. The model is in eval mode.
+
+        Parameters
+        ----------
+        folder : path
+            Holds ``config.json`` and ``model.safetensors`` (or its shards and their index). Numbers become
+            float32, whatever the file holds.
+        strict : bool
+            Whether a tensor that the checkpoint lacks is an error. Otherwise its parameter starts at random.
+
+        Raises
+        ------
+        FileNotFoundError
+            The folder, or a file in it, is missing.
+        FormatError
+            A file is broken, a tensor is missing or has the wrong shape, or the tokenizer has more words
+            than the word table.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is no folder: give one that holds config.json and model.safetensors")
+        model = cls(read_config(folder, add_pooling_layer=cls._wants_pooler(folder)))
+        model.load_report = load_tensors(model._as_masked_lm(), folder, strict=strict)
+        model._adopt_tokenizer(folder)
+        return model.eval()
+
+    @classmethod
+    def _wants_pooler(cls, folder: Path) -> bool:
+        return False
+
+    def _as_masked_lm(self) -> Module:
+        """Return a module whose paths are those of a masked LM: what the checkpoint's names are for."""
+        return self
+
+    def _adopt_tokenizer(self, folder: Path) -> None:
+        if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt")):
+            return
+        self.tokenizer = BERTTokenizerFast.from_pretrained(folder)
+        if self.tokenizer.vocab_size > self.config.vocab_size:
+            raise FormatError(
+                f"{folder.name}: the tokenizer has {self.tokenizer.vocab_size} words, the word table {self.config.vocab_size} rows: "
+                "they belong to different models"
+            )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder that `from_pretrained` and transformers load: config.json, model.safetensors, tokenizer.
+
+        Parameters
+        ----------
+        folder : path. Made if it is missing.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_tensors(self._as_masked_lm(), folder)
+        (folder / "config.json").write_text(json.dumps(config_json(self.config, self.architecture), indent=2) + "\n")
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
+    def extra_repr(self) -> str:
+        """Return the main sizes."""
+        c: Any = self.config
+        return f"{c.num_hidden_layers} layers, {c.hidden_size} wide, {c.num_attention_heads} heads, {c.vocab_size} words"
+
+
+def folder_has_pooler(folder: Path) -> bool:
+    """Return whether a checkpoint holds a pooler."""
+    return has_tensor(folder, "bert.pooler.dense.weight")
