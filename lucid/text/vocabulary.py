@@ -227,6 +227,10 @@ def finish_backend(backend: Tokenizer, special: SpecialTokens, source: str) -> d
                 f"{source} has no {token!r}, which is its {role}; add it to the vocabulary, or name the token that "
                 f"plays this role: {role}=..."
             )
+    if backend.model.token_to_id(special.unk_token) is None:
+        raise TokenizerFormatError(
+            f"{source}: {special.unk_token!r} is only an added token; as the unk_token it must be in the model's vocabulary"
+        )
     backend.no_truncation()
     backend.no_padding()
     backend.model.unk_token = special.unk_token

@@ -167,6 +167,7 @@ class TestBatch:
         a, b = ID["a"], ID["b"]
         assert batch["input_ids"].tolist() == [[CLS, a, SEP, PAD, PAD], [CLS, a, b, a, SEP]]
         assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+        assert tokenizer.encode_batch(["a"], padding="max_length", max_length=7)["input_ids"].shape == (1, 7)
         with pytest.raises(ValueError, match=r'padding="max_length" needs max_length'):
             tokenizer.encode_batch(["a"], padding="max_length")
 

@@ -201,6 +201,12 @@ class TestReading:
         assert loaded.all_special_tokens == ["[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]", "<e>"]
         assert loaded.encode_plus("<e> hello")["special_tokens_mask"] == [1, 1, 0, 1]
 
+    def test_a_special_token_keeps_its_rules(self, tmp_path):
+        content = tokenizer_json()
+        content["added_tokens"][MASK] |= {"lstrip": True}
+        loaded = load(tmp_path, tokenizer_json=content)
+        assert loaded.encode_plus("a  [MASK]", return_offsets=True)["offsets"][2] == (1, 9)
+
     @pytest.mark.parametrize("limit", [int(1e30), 1e30, None])
     def test_no_limit(self, tmp_path, limit):
         loaded = load(tmp_path, vocab_txt=vocab_txt(), tokenizer_config_json={"model_max_length": limit})
@@ -226,6 +232,10 @@ class TestRefused:
             (tokenizer_json(model={"max_input_chars_per_word": 1001}), "is 1001, wanted 1 to 1000"),
             (tokenizer_json(model={"vocab": {t: i for i, t in enumerate(VOCAB[:4])}}, added_tokens=[]), "no '.MASK.'"),
             (tokenizer_json(model={"vocab": {t: 2 * i for i, t in enumerate(VOCAB)}}), "no token has id 1"),
+            (
+                tokenizer_json(model={"vocab": {t: i for i, t in enumerate(["x", *VOCAB[2:]])}}),
+                "'.UNK.' is only an added",
+            ),
             (tokenizer_json(model={"vocab": dict.fromkeys(VOCAB, 7)}), "ids must run from 0"),
         ],
     )
