@@ -43,7 +43,9 @@ def config() -> None:
 @app.command("fill-mask")
 def fill_mask(
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts with a [MASK] where a word is to be guessed.")],
-    model: Annotated[Path, typer.Option("--model", "-m", metavar="DIR", help="Folder with config.json, model.safetensors and a tokenizer.")],
+    model: Annotated[
+        Path, typer.Option("--model", "-m", metavar="DIR", help="Folder with config.json, model.safetensors and a tokenizer.")
+    ],
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Guesses for each mask.")] = 5,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads; the default is every CPU allowed.")] = None,
 ) -> None:

@@ -31,7 +31,7 @@ class Tensor:
 
     def __init__(self, data: Any, dtype: Any = None, device: Device = "cpu") -> None:
         check_device(device)
-        self._array = as_array(data, dtype)
+        self._array: np.ndarray[Any, Any] | None = as_array(data, dtype)
 
     @property
     def array(self) -> Any:
@@ -61,7 +61,8 @@ class Tensor:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of an element."""
-        return np.dtype(self.array.dtype)
+        dtype: np.dtype[Any] = self.array.dtype
+        return dtype
 
     @property
     def device(self) -> Device:
@@ -159,4 +160,5 @@ def as_array(data: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
             array = array.astype(np.int64)
     if array.dtype.kind not in "biuf" and array.dtype.name not in ("bfloat16",):
         raise TypeError(f"a tensor holds numbers, not {array.dtype} ({type(data).__name__})")
-    return array if dtype is None else array.astype(dtype, copy=False)
+    converted: np.ndarray[Any, Any] = array if dtype is None else array.astype(dtype, copy=False)
+    return converted

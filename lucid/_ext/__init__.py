@@ -9,7 +9,7 @@ import importlib
 import os
 from types import ModuleType
 
-from lucid._ext import _cpu
+from lucid._ext import _cpu as _cpu
 
 
 def _choose() -> tuple[str, ModuleType]:

@@ -49,7 +49,7 @@ cdef void attend(
     cdef const float *v = call.v + key_begin * call.v_stride + head * width
     cdef const float *q
     cdef Py_ssize_t n_block, q0, n_queries, key_block, k0, keys, p, i, row
-    cdef float top, alpha, total, offset
+    cdef float top, alpha
     cdef float *score_row
     for p in range(key_panels):
         pack_panel_rows(k + p * PANEL * call.k_stride, call.k_stride, min(PANEL, n_keys - p * PANEL), width,
@@ -131,7 +131,7 @@ def attention_forward(
     """
     cdef AttentionCall call
     cdef Py_ssize_t n_sequences = query_starts.shape[0] - 1, n_queries = out.shape[0]
-    cdef Py_ssize_t b, n_keys, most_keys = 0, most_chunks = 0, n_chunks, task, per_thread, wide
+    cdef Py_ssize_t b, most_keys = 0, most_chunks = 0, task, per_thread, wide
     cdef float *scratch
     if n_queries == 0 or out.shape[1] == 0:
         return

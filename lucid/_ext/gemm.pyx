@@ -48,9 +48,9 @@ cdef inline void tile(
     cdef const float *a1 = a + a_stride
     cdef const float *a2 = a1 + a_stride
     cdef const float *a3 = a2 + a_stride
-    cdef Py_ssize_t step
+    cdef Py_ssize_t _step
     cdef int u
-    for step in range(k // unroll):
+    for _step in range(k // unroll):
         PREFETCH(next_panel)
         PREFETCH(next_panel + 64)
         next_panel += next_step

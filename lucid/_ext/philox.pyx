@@ -10,8 +10,8 @@ cdef enum:
 cdef inline void philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint64_t key, uint32_t *out) noexcept nogil:
     cdef uint32_t k0 = <uint32_t> key, k1 = <uint32_t> (key >> 32)
     cdef uint64_t p0, p1
-    cdef int i
-    for i in range(PHILOX_ROUNDS):
+    cdef int _round
+    for _round in range(PHILOX_ROUNDS):
         p0 = <uint64_t> 0xD2511F53 * c0
         p1 = <uint64_t> 0xCD9E8D57 * c2
         c0 = <uint32_t> (p1 >> 32) ^ c1 ^ k0

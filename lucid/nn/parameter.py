@@ -34,7 +34,7 @@ class Parameter(Tensor):
     __slots__ = ("_initializer", "_lock", "_packed", "_shape", "version")
 
     def __init__(self, shape: tuple[int, ...], initializer: Initializer) -> None:
-        self._array: np.ndarray[Any, Any] | None = None
+        self._array = None
         self._packed: PackedWeight | None = None
         self._shape = tuple(shape)
         self._initializer = initializer

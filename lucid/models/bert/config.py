@@ -129,7 +129,8 @@ class BERTConfig:
 
 
 def _want_number(name: str, value: Any, types: type | tuple[type, ...], least: float, most: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, types):
+    is_number = isinstance(value, types) and not isinstance(value, bool)
+    if not is_number:
         raise TypeError(f"BERTConfig: {name} must be {'an integer' if types is int else 'a number'}, not {value!r}")
     if not least <= value <= most:
         raise ValueError(f"BERTConfig: {name} must lie between {least} and {most}, not {value}")

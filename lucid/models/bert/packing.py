@@ -83,7 +83,14 @@ class PackedBatch:
         """Return the batch of these rows only: what dropout asks about them stays the same."""
         index = rows.index
         return PackedBatch(
-            self.shape, self.cells[index], self.ids[index], self.position_ids[index], self.type_ids[index], rows.starts, self.embeds, self.seed
+            self.shape,
+            self.cells[index],
+            self.ids[index],
+            self.position_ids[index],
+            self.type_ids[index],
+            rows.starts,
+            self.embeds,
+            self.seed,
         )
 
 
@@ -134,7 +141,7 @@ def attention_cells(attention_mask: Any, shape: tuple[int, int]) -> np.ndarray[A
     mask = as_array(attention_mask)
     if mask.shape != shape:
         raise ValueError(f"attention_mask has shape {mask.shape}, the batch has shape {shape}")
-    is_real = mask != 0
+    is_real: np.ndarray[Any, Any] = mask != 0
     if mask.dtype.kind != "b" and not ((mask == 1) | ~is_real).all():
         raise ValueError("attention_mask must hold 0 (padding) and 1 (token) only")
     return is_real

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from lucid.device import Device
 from lucid.tensor import Tensor
 from lucid.text import BERTTokenizerFast
-
-if TYPE_CHECKING:
-    from lucid.models.bert.masked_lm import BERTForMaskedLM
 
 # Real tokens of one forward pass over many texts: enough to keep the kernels busy, little memory.
 _TOKENS_AT_ONCE = 4096
@@ -40,10 +37,10 @@ class MaskFill:
 
 
 class TextMethods:
-    """Methods that take texts; mixed into `BERTForMaskedLM`."""
+    """Methods that take texts; mixed into `BERTForMaskedLM`, which is what `self` is."""
 
     def get_loss_from_text(
-        self: BERTForMaskedLM,  # type: ignore[misc]
+        self: Any,
         tokenizer: BERTTokenizerFast,
         text_a: Texts,
         text_b: Texts | None = None,
@@ -89,10 +86,11 @@ class TextMethods:
             seed=seed,
         )
         inputs["input_ids"] = masked_ids
-        return self.get_loss(labels, **inputs, ignore_index=ignore_index, reduction=reduction, seed=seed)
+        loss: Tensor = self.get_loss(labels, **inputs, ignore_index=ignore_index, reduction=reduction, seed=seed)
+        return loss
 
     def predict_token_ids_from_text(
-        self: BERTForMaskedLM,  # type: ignore[misc]
+        self: Any,
         tokenizer: BERTTokenizerFast,
         text_a: Texts,
         text_b: Texts | None = None,
@@ -113,10 +111,11 @@ class TextMethods:
         ids : Tensor, int64, shape (1, S), or padded (N, S), 0 at padding
         """
         self.to(device)
-        return self.predict_token_ids(**_encode(tokenizer, text_a, text_b)[0])
+        ids: Tensor = self.predict_token_ids(**_encode(tokenizer, text_a, text_b)[0])
+        return ids
 
     def fill_mask(
-        self: BERTForMaskedLM,  # type: ignore[misc]
+        self: Any,
         texts: Texts,
         top_k: int = 5,
         targets: Sequence[str] | None = None,
@@ -157,7 +156,7 @@ class TextMethods:
         return fills[0] if isinstance(texts, str) else fills
 
     def _fill_group(
-        self: BERTForMaskedLM,  # type: ignore[misc]
+        self: Any,
         tokenizer: BERTTokenizerFast,
         group: list[list[int]],
         top_k: int,
@@ -182,7 +181,7 @@ class TextMethods:
         return fills
 
     def _target_logits(
-        self: BERTForMaskedLM,  # type: ignore[misc]
+        self: Any,
         batch: Any,
         rows: Any,
         target_ids: list[int],
