@@ -47,7 +47,7 @@ class BERTTokenizerFast:
     ------
     TypeError
         Neither or both of `vocab` and `vocab_file`, or a wrong type inside.
-    TokenizerFormatError
+    FormatError
         A ValueError: a vocabulary with gaps, repeats or bytes that are not UTF-8, or without a special token.
 
     Notes
@@ -128,7 +128,7 @@ class BERTTokenizerFast:
         ------
         FileNotFoundError
             No such folder, or no tokenizer in it.
-        TokenizerFormatError
+        FormatError
             A ValueError: a file is broken or holds another kind of tokenizer.
         """
         tokenizer = cls.__new__(cls)

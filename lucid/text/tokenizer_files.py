@@ -11,9 +11,9 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
+from lucid.errors import FormatError
 from lucid.text.vocabulary import (
     SpecialTokens,
-    TokenizerFormatError,
     build_backend,
     check_max_input_chars,
     read_vocab_file,
@@ -53,7 +53,7 @@ def read_folder(folder: str | PathLike[str]) -> tuple[Tokenizer, SpecialTokens, 
     ------
     FileNotFoundError
         No such folder, or neither file is in it.
-    TokenizerFormatError
+    FormatError
         A file is broken or is no WordPiece tokenizer.
     """
     folder = Path(folder)
@@ -125,9 +125,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise TokenizerFormatError(f"{path} is not JSON: {error}") from error
+        raise FormatError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise TokenizerFormatError(f"{path} holds a JSON {type(content).__name__}, wanted an object")
+        raise FormatError(f"{path} holds a JSON {type(content).__name__}, wanted an object")
     return content
 
 
@@ -136,9 +136,9 @@ def _read_tokenizer_json(path: Path, config: Mapping[str, Any], config_source: s
     try:
         backend = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the tokenizers library raises bare Exception
-        raise TokenizerFormatError(f"{path} is no file of the tokenizers library: {error}") from error
+        raise FormatError(f"{path} is no file of the tokenizers library: {error}") from error
     if not isinstance(backend.model, WordPiece):
-        raise TokenizerFormatError(
+        raise FormatError(
             f"{path} holds a {type(backend.model).__name__} model, wanted WordPiece; this is not a BERT tokenizer"
         )
     check_max_input_chars(backend.model.max_input_chars_per_word, str(path))
@@ -155,17 +155,17 @@ def _read_tokenizer_json(path: Path, config: Mapping[str, Any], config_source: s
 def _read_vocab_txt(path: Path, config: Mapping[str, Any], config_source: str) -> Tokenizer:
     """Build the tokenizer from vocab.txt and the flags of tokenizer_config.json."""
     if str(config.get("tokenizer_class")).startswith("BertJapanese"):
-        raise TokenizerFormatError(
+        raise FormatError(
             f"{config_source}: tokenizer_class is {config['tokenizer_class']}, which splits words by a Japanese "
             f"dictionary; {VOCAB_FILE} alone would give other ids than the model was trained with"
         )
     prefix = config.get("wordpieces_prefix", "##")
     if not isinstance(prefix, str):
-        raise TokenizerFormatError(f"{config_source}: wordpieces_prefix is {prefix!r}, wanted a string")
+        raise FormatError(f"{config_source}: wordpieces_prefix is {prefix!r}, wanted a string")
     try:
         max_input_chars = check_max_input_chars(config.get("max_input_chars_per_word", 100), config_source)
     except TypeError as error:
-        raise TokenizerFormatError(str(error)) from error
+        raise FormatError(str(error)) from error
     backend = build_backend(
         read_vocab_file(path),
         lowercase=_flag(config, "do_lower_case", True, config_source),
@@ -179,7 +179,7 @@ def _read_vocab_txt(path: Path, config: Mapping[str, Any], config_source: str) -
     for token_id, token in sorted(_added_tokens(path.parent, config, config_source).items()):
         backend.add_tokens([token])
         if (got := backend.token_to_id(token.content)) != token_id:
-            raise TokenizerFormatError(
+            raise FormatError(
                 f"{path.parent}: the added token {token.content!r} should have id {token_id}, but after {path.name} "
                 f"it gets {got}; the files do not belong together"
             )
@@ -196,10 +196,10 @@ def _added_tokens(folder: Path, config: Mapping[str, Any], config_source: str) -
         if (path := folder / ADDED_TOKENS_FILE).is_file():
             source = str(path)
             return {int(token_id): AddedToken(token) for token, token_id in _read_json(path).items()}
-    except TokenizerFormatError:
+    except FormatError:
         raise
     except (TypeError, ValueError, AttributeError) as error:
-        raise TokenizerFormatError(f"{source}: the added tokens cannot be read: {error}") from error
+        raise FormatError(f"{source}: the added tokens cannot be read: {error}") from error
     return {}
 
 
@@ -209,7 +209,7 @@ def _flag(config: Mapping[str, Any], key: str, default: bool | None, source: str
     if isinstance(value, bool) or (value is None and may_be_null):
         return value
     wanted = "true, false or null" if may_be_null else "true or false"
-    raise TokenizerFormatError(f"{source}: {key} is {value!r}, wanted {wanted}")
+    raise FormatError(f"{source}: {key} is {value!r}, wanted {wanted}")
 
 
 def _special_tokens(folder: Path, config: Mapping[str, Any], backend: Tokenizer) -> SpecialTokens:
@@ -226,9 +226,7 @@ def _special_tokens(folder: Path, config: Mapping[str, Any], backend: Tokenizer)
             if value is None:
                 continue
             if not isinstance(token, str):
-                raise TokenizerFormatError(
-                    f'{folder / file}: {role} is {value!r}, wanted a string or an object with "content"'
-                )
+                raise FormatError(f'{folder / file}: {role} is {value!r}, wanted a string or an object with "content"')
             names[role] = token
     return SpecialTokens(**names)
 
@@ -239,5 +237,5 @@ def _max_length(config: Mapping[str, Any], source: str) -> int | None:
     if value is None or (isinstance(value, int | float) and value >= NO_LIMIT):
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise TokenizerFormatError(f"{source}: model_max_length is {value!r}, wanted a positive integer")
+        raise FormatError(f"{source}: model_max_length is {value!r}, wanted a positive integer")
     return value

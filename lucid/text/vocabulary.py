@@ -1,6 +1,7 @@
 """The vocabulary and the rules of a BERT tokenizer, checked, as one `tokenizers.Tokenizer`."""
 
 import operator
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -9,11 +10,12 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
+from lucid.errors import FormatError
+
 MAX_INPUT_CHARS_PER_WORD = 1000
 
-
-class TokenizerFormatError(ValueError):
-    """A vocabulary or tokenizer file that cannot be used; the message names the place and the remedy."""
+# What a line of a UTF-8 vocab.txt cannot hold: line breaks and lone surrogates.
+_UNWRITABLE = re.compile(r"[\r\n\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ def read_vocab_file(path: str | PathLike[str]) -> list[str]:
 
     Raises
     ------
-    TokenizerFormatError
+    FormatError
         The file is not UTF-8.
     OSError
         The file cannot be read.
@@ -52,7 +54,7 @@ def read_vocab_file(path: str | PathLike[str]) -> list[str]:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise TokenizerFormatError(
+        raise FormatError(
             f"{path}: line {line} is not UTF-8 (byte 0x{raw[error.start]:02x} at offset {error.start}); "
             "save the vocabulary as UTF-8, one token a line"
         ) from error
@@ -79,14 +81,14 @@ def check_vocab(vocab: Mapping[str, int] | Iterable[str], source: str) -> dict[s
     ------
     TypeError
         A token is not a str or an id not an int, or the vocabulary is a single str.
-    TokenizerFormatError
+    FormatError
         No tokens, an empty token, a token with a line break, a token or an id given twice, or an id left out.
     """
     if isinstance(vocab, str | bytes):
         raise TypeError(f"{source} is a {type(vocab).__name__}, wanted a dict or list of tokens; a path is vocab_file")
     pairs = list(vocab.items()) if isinstance(vocab, Mapping) else [(token, i) for i, token in enumerate(vocab)]
     if not pairs:
-        raise TokenizerFormatError(f"{source} holds no tokens")
+        raise FormatError(f"{source} holds no tokens")
     token_of: dict[int, str] = {}
     id_of: dict[str, int] = {}
     for token, given in pairs:
@@ -99,15 +101,17 @@ def check_vocab(vocab: Mapping[str, int] | Iterable[str], source: str) -> dict[s
                 f"{source}: the id of {token!r} is {given!r} ({type(given).__name__}), wanted an int"
             ) from None
         if token_id < 0:
-            raise TokenizerFormatError(f"{source}: the id of {token!r} is {token_id}; ids run from 0")
-        if not token or "\n" in token or "\r" in token:
-            raise TokenizerFormatError(f"{source}: token {token!r} (id {token_id}) is empty or has a line break")
+            raise FormatError(f"{source}: the id of {token!r} is {token_id}; ids run from 0")
+        if not token or _UNWRITABLE.search(token):
+            raise FormatError(
+                f"{source}: token {token!r} (id {token_id}) is empty, or has a line break or a lone surrogate"
+            )
         if token in id_of:
-            raise TokenizerFormatError(
+            raise FormatError(
                 f"{source}: token {token!r} has two ids, {id_of[token]} and {token_id}; remove or rename one of them"
             )
         if token_id in token_of:
-            raise TokenizerFormatError(f"{source}: id {token_id} belongs to {token_of[token_id]!r} and to {token!r}")
+            raise FormatError(f"{source}: id {token_id} belongs to {token_of[token_id]!r} and to {token!r}")
         id_of[token] = token_id
         token_of[token_id] = token
     check_ids(token_of, source)
@@ -115,12 +119,12 @@ def check_vocab(vocab: Mapping[str, int] | Iterable[str], source: str) -> dict[s
 
 
 def check_ids(ids: Iterable[int], source: str) -> None:
-    """Raise `TokenizerFormatError` unless the ids are 0, 1, ..., n - 1 in some order."""
+    """Raise `FormatError` unless the ids are 0, 1, ..., n - 1 in some order."""
     for wanted, found in enumerate(sorted(ids)):
         if found > wanted:
-            raise TokenizerFormatError(f"{source}: ids must run from 0 without gaps, but no token has id {wanted}")
+            raise FormatError(f"{source}: ids must run from 0 without gaps, but no token has id {wanted}")
         if found < wanted:
-            raise TokenizerFormatError(f"{source}: ids must run from 0 without repeats, but {found} is there twice")
+            raise FormatError(f"{source}: ids must run from 0 without repeats, but {found} is there twice")
 
 
 def check_max_input_chars(value: object, source: str) -> int:
@@ -134,7 +138,7 @@ def check_max_input_chars(value: object, source: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{source}: max_input_chars_per_word is {value!r} ({type(value).__name__}), wanted an int")
     if not 1 <= value <= MAX_INPUT_CHARS_PER_WORD:
-        raise TokenizerFormatError(
+        raise FormatError(
             f"{source}: max_input_chars_per_word is {value}, wanted 1 to {MAX_INPUT_CHARS_PER_WORD}; BERT uses 100"
         )
     return value
@@ -213,7 +217,7 @@ def finish_backend(backend: Tokenizer, special: SpecialTokens, source: str) -> d
 
     Raises
     ------
-    TokenizerFormatError
+    FormatError
         A special token is missing, or ids have gaps or repeats.
     """
     vocab = backend.get_vocab(with_added_tokens=True)
@@ -223,13 +227,13 @@ def finish_backend(backend: Tokenizer, special: SpecialTokens, source: str) -> d
         if not isinstance(token, str):
             raise TypeError(f"{role} is {token!r} ({type(token).__name__}), wanted a str")
         if token not in vocab:
-            raise TokenizerFormatError(
+            raise FormatError(
                 f"{source} has no {token!r}, which is its {role}; add it to the vocabulary, or name the token that "
                 f"plays this role: {role}=..."
             )
     if backend.model.token_to_id(special.unk_token) is None:
-        raise TokenizerFormatError(
-            f"{source}: {special.unk_token!r} is only an added token; as the unk_token it must be in the model's vocabulary"
+        raise FormatError(
+            f"{source}: {special.unk_token!r} is only an added token; the unk_token must be in the model's vocabulary"
         )
     backend.no_truncation()
     backend.no_padding()

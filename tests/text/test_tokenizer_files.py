@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lucid.text import BERTTokenizerFast, TokenizerFormatError
+from lucid.errors import FormatError
+from lucid.text import BERTTokenizerFast
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCAB = [*SPECIAL, "hello", "world", "un", "##aff", "##able", "cafe", "Paris", "paris", "中", "a", "##a", "é", "中中"]
@@ -240,12 +241,12 @@ class TestRefused:
         ],
     )
     def test_tokenizer_json(self, tmp_path, content, message):
-        with pytest.raises(TokenizerFormatError, match=message):
+        with pytest.raises(FormatError, match=message):
             load(tmp_path, tokenizer_json=content)
 
     def test_tokenizer_json_without_utf8(self, tmp_path):
         (tmp_path / "tokenizer.json").write_bytes(b'{"version": "\xff"}')
-        with pytest.raises(TokenizerFormatError, match=r"tokenizer.json is no file of the tokenizers library"):
+        with pytest.raises(FormatError, match=r"tokenizer.json is no file of the tokenizers library"):
             BERTTokenizerFast.from_pretrained(tmp_path)
 
     @pytest.mark.parametrize(
@@ -272,7 +273,7 @@ class TestRefused:
         ],
     )
     def test_config(self, tmp_path, config, message):
-        with pytest.raises(TokenizerFormatError, match=message):
+        with pytest.raises(FormatError, match=message):
             load(tmp_path, vocab_txt=vocab_txt(), tokenizer_config_json=config)
 
     def test_directories_in_place_of_files(self, tmp_path):
@@ -307,7 +308,7 @@ class TestDamaged:
         path.write_bytes(content)
         try:
             tokenizer = BERTTokenizerFast.from_pretrained(folder)
-        except TokenizerFormatError as error:
+        except FormatError as error:
             assert str(folder) in str(error)
             return
         for text in TEXTS:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from lucid.text import BERTTokenizerFast, TokenizerFormatError
+from lucid.errors import FormatError
+from lucid.text import BERTTokenizerFast
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCAB = [*SPECIAL, "hello", "world", "un", "##aff", "##able"]
@@ -36,14 +37,16 @@ def test_special_token_missing(token):
         (ID | {"new": -1}, "the id of 'new' is -1; ids run from 0"),
         ([*VOCAB, ""], r"token '' \(id 10\) is empty"),
         ([*VOCAB, "a\nb"], "has a line break"),
+        ([*VOCAB, "a\rb"], "has a line break"),
+        ([*VOCAB, "a\udc80"], "a lone surrogate"),
         ([], "holds no tokens"),
         ({}, "holds no tokens"),
     ],
 )
 def test_content(vocab, message):
-    with pytest.raises(TokenizerFormatError, match=message):
+    with pytest.raises(FormatError, match=message):
         BERTTokenizerFast(vocab)
-    assert issubclass(TokenizerFormatError, ValueError)
+    assert issubclass(FormatError, ValueError)
 
 
 @pytest.mark.parametrize("vocab", ["vocab.txt", b"x", [*VOCAB, 3], ID | {"new": 10.0}, ID | {"new": "10"}])
@@ -72,17 +75,17 @@ def test_special_token_of_a_wrong_type():
 def test_file_without_utf8(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_bytes(lines(VOCAB[:7]).encode() + b"caf\xe9\n")
-    with pytest.raises(TokenizerFormatError, match=r"vocab.txt: line 8 is not UTF-8 \(byte 0xe9 at offset 46\)"):
+    with pytest.raises(FormatError, match=r"vocab.txt: line 8 is not UTF-8 \(byte 0xe9 at offset 46\)"):
         BERTTokenizerFast(vocab_file=path)
 
 
 def test_file_with_repeats_and_blank_lines(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_text(lines([*VOCAB, "un"]), encoding="utf-8")
-    with pytest.raises(TokenizerFormatError, match=r"vocab.txt: token 'un' has two ids, 7 and 10"):
+    with pytest.raises(FormatError, match=r"vocab.txt: token 'un' has two ids, 7 and 10"):
         BERTTokenizerFast(vocab_file=path)
     path.write_text(lines([*VOCAB, "", "more"]), encoding="utf-8")
-    with pytest.raises(TokenizerFormatError, match=r"vocab.txt: token '' \(id 10\) is empty"):
+    with pytest.raises(FormatError, match=r"vocab.txt: token '' \(id 10\) is empty"):
         BERTTokenizerFast(vocab_file=path)
 
 
