@@ -1,5 +1,5 @@
 from cython.parallel cimport prange, threadid
-from libc.math cimport INFINITY, exp, log, logf, sqrtf
+from libc.math cimport INFINITY, exp, log, logf, sqrt, sqrtf
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -15,5 +15,6 @@ include "attention.pyx"
 include "cross_entropy.pyx"
 include "decoder.pyx"
 include "mlm_mask.pyx"
+include "adamw.pyx"
 
 panel_width = PANEL

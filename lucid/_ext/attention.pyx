@@ -182,3 +182,182 @@ cdef void attend_task(
     if begin < end:
         attend(call, head, begin, end, key_starts[b], key_starts[b + 1],
                examples[b] if examples is not NULL else 0, scratch)
+
+
+# Backward (Dao et al. 2022, algorithm 4, on one core's blocks): with the log-sum-exp rows saved by forward
+#   P = exp(scale Q Kᵀ - lse);  dV = Pᵀ dO;  dP = dO Vᵀ;  dS = scale P (dP - rowsum(dO O));  dQ = dS K;  dK = dSᵀ Q
+# and with dropout P in dV, and dP, multiplied by the same mask as in forward. A task is one head of one
+# sequence, so that dK and dV have one writer and one order of summation.
+
+
+cdef struct AttentionGradients:
+    const float *out
+    const float *d_out
+    float *d_q
+    float *d_k
+    float *d_v
+    Py_ssize_t q_stride
+    Py_ssize_t k_stride
+    Py_ssize_t v_stride
+
+
+cdef void attend_backward(
+    const AttentionCall *call, const AttentionGradients *d, Py_ssize_t head, Py_ssize_t query_begin, Py_ssize_t query_end,
+    Py_ssize_t begin, Py_ssize_t end, uint32_t example, float *scratch,
+) noexcept nogil:
+    cdef Py_ssize_t width = call.head_width, n = end - begin, wide_panels = (width + PANEL - 1) // PANEL
+    cdef Py_ssize_t wide = wide_panels * PANEL, n_panels = (n + PANEL - 1) // PANEL
+    cdef Py_ssize_t stride = call.n_heads * width
+    cdef float *k_rows = scratch                               # panels of Kᵀ, for Q Kᵀ
+    cdef float *v_rows = k_rows + n_panels * PANEL * width     # panels of Vᵀ, for dO Vᵀ
+    cdef float *k_columns = v_rows + n_panels * PANEL * width  # panels of K, for dS K
+    cdef float *dk = k_columns + n * wide
+    cdef float *dv = dk + n * wide
+    cdef float *p = dv + n * wide                              # QUERY_BLOCK x KEY_BLOCK, as are the next three
+    cdef float *dp = p + QUERY_BLOCK * KEY_BLOCK
+    cdef float *mask = dp + QUERY_BLOCK * KEY_BLOCK
+    cdef float *turned = mask + QUERY_BLOCK * KEY_BLOCK
+    cdef float *dq = turned + QUERY_BLOCK * KEY_BLOCK          # QUERY_BLOCK x wide, as are the next two
+    cdef float *q_columns = dq + QUERY_BLOCK * wide
+    cdef float *do_columns = q_columns + QUERY_BLOCK * wide
+    cdef float[QUERY_BLOCK] delta
+    cdef const float *k = call.k + begin * call.k_stride + head * width
+    cdef const float *v = call.v + begin * call.v_stride + head * width
+    cdef const float *q
+    cdef const float *o
+    cdef const float *do
+    cdef Py_ssize_t n_block, q0, rows, key_block, k0, keys, panel, i, j
+    cdef float row_lse, x
+    pack_head(k, call.k_stride, n, width, k_rows)
+    pack_head(v, call.v_stride, n, width, v_rows)
+    for panel in range(wide_panels):
+        pack_panel_columns(k + panel * PANEL, call.k_stride, min(PANEL, width - panel * PANEL), n, k_columns + panel * PANEL * n)
+    memset(dk, 0, 2 * n * wide * sizeof(float))
+    for n_block in range((query_end - query_begin + QUERY_BLOCK - 1) // QUERY_BLOCK):
+        q0 = query_begin + n_block * QUERY_BLOCK
+        rows = min(QUERY_BLOCK, query_end - q0)
+        q = call.q + q0 * call.q_stride + head * width
+        o = d.out + q0 * stride + head * width
+        do = d.d_out + q0 * stride + head * width
+        for panel in range(wide_panels):
+            pack_panel_columns(q + panel * PANEL, call.q_stride, min(PANEL, width - panel * PANEL), rows, q_columns + panel * PANEL * rows)
+            pack_panel_columns(do + panel * PANEL, stride, min(PANEL, width - panel * PANEL), rows, do_columns + panel * PANEL * rows)
+        for i in range(rows):
+            delta[i] = dot_row(o + i * stride, do + i * stride, width)
+        for key_block in range((n + KEY_BLOCK - 1) // KEY_BLOCK):
+            k0 = key_block * KEY_BLOCK
+            keys = min(KEY_BLOCK, n - k0)
+            for panel in range((keys + PANEL - 1) // PANEL):
+                rows_by_panel(q, call.q_stride, rows, k_rows + (k0 + panel * PANEL) * width, width, p + panel * PANEL, KEY_BLOCK, False)
+                rows_by_panel(do, stride, rows, v_rows + (k0 + panel * PANEL) * width, width, dp + panel * PANEL, KEY_BLOCK, False)
+            for i in range(rows):
+                row_lse = call.lse[(q0 + i) * call.n_heads + head]
+                reduce_row(EXP_SUM, p + i * KEY_BLOCK, p + i * KEY_BLOCK, keys, call.scale, -row_lse)
+                if call.threshold:
+                    for j in range(keys):
+                        mask[i * KEY_BLOCK + j] = 1
+                    drop_row(mask + i * KEY_BLOCK, mask + i * KEY_BLOCK, keys, head << 16, call.key_columns + begin + k0,
+                             call.query_columns[q0 + i], example, call.stream, call.key, call.threshold, call.keep_scale)
+                    for j in range(keys):
+                        dp[i * KEY_BLOCK + j] *= mask[i * KEY_BLOCK + j]
+                        mask[i * KEY_BLOCK + j] *= p[i * KEY_BLOCK + j]
+                for j in range(keys):
+                    x = p[i * KEY_BLOCK + j]
+                    dp[i * KEY_BLOCK + j] = call.scale * x * (dp[i * KEY_BLOCK + j] - delta[i])
+            transpose(mask if call.threshold else p, KEY_BLOCK, rows, keys, turned)
+            for panel in range(wide_panels):
+                rows_by_panel(turned, rows, keys, do_columns + panel * PANEL * rows, rows, dv + k0 * wide + panel * PANEL, wide, True)
+            transpose(dp, KEY_BLOCK, rows, keys, turned)
+            for panel in range(wide_panels):
+                rows_by_panel(turned, rows, keys, q_columns + panel * PANEL * rows, rows, dk + k0 * wide + panel * PANEL, wide, True)
+                rows_by_panel(dp, KEY_BLOCK, rows, k_columns + panel * PANEL * n + k0 * PANEL, keys, dq + panel * PANEL, wide, key_block > 0)
+        for i in range(rows):
+            memcpy(d.d_q + (q0 + i) * d.q_stride + head * width, dq + i * wide, width * sizeof(float))
+    for i in range(n):
+        memcpy(d.d_k + (begin + i) * d.k_stride + head * width, dk + i * wide, width * sizeof(float))
+        memcpy(d.d_v + (begin + i) * d.v_stride + head * width, dv + i * wide, width * sizeof(float))
+
+
+cdef inline void pack_head(const float *x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t width, float *panels) noexcept nogil:
+    cdef Py_ssize_t panel
+    for panel in range((n + PANEL - 1) // PANEL):
+        pack_panel_rows(x + panel * PANEL * stride, stride, min(PANEL, n - panel * PANEL), width, panels + panel * PANEL * width)
+
+
+cdef inline float dot_row(const float *a, const float *b, Py_ssize_t n) noexcept nogil:
+    cdef float[ROW_LANES] lanes
+    cdef Py_ssize_t i, j
+    cdef int half = ROW_LANES // 2
+    for j in range(ROW_LANES):
+        lanes[j] = 0
+    for i in range(n // ROW_LANES):
+        for j in range(ROW_LANES):
+            lanes[j] = fma1(a[i * ROW_LANES + j], b[i * ROW_LANES + j], lanes[j])
+    for i in range(n - n % ROW_LANES, n):
+        lanes[i % ROW_LANES] = fma1(a[i], b[i], lanes[i % ROW_LANES])
+    while half:
+        for j in range(half):
+            lanes[j] += lanes[j + half]
+        half //= 2
+    return lanes[0]
+
+
+def attention_backward(
+    const float[:, :] q, const float[:, :] k, const float[:, :] v, const int32_t[::1] query_starts,
+    const int32_t[::1] key_starts, Py_ssize_t n_heads, float scale, const float[:, ::1] out, const float[:, ::1] lse,
+    const float[:, ::1] d_out, float[:, :] d_q, float[:, :] d_k, float[:, :] d_v, const int32_t[::1] query_columns,
+    const int32_t[::1] key_columns, const int32_t[::1] examples, uint64_t key, uint32_t stream, double p_drop, int n_threads,
+):
+    """The gradients of `attention_forward` on Q, K and V; `out` and `lse` are what it returned.
+
+    d_q, d_k, d_v : like q, k, v; unit stride along the last axis. The other arguments are forward's.
+    """
+    cdef AttentionCall call
+    cdef AttentionGradients d
+    cdef Py_ssize_t n_sequences = key_starts.shape[0] - 1
+    cdef Py_ssize_t b, most = 0, task, per_thread, wide
+    cdef float *scratch
+    if k.shape[0] == 0 or k.shape[1] == 0:
+        return
+    d.out = &out[0, 0] if out.shape[0] else NULL
+    d.d_out = &d_out[0, 0] if out.shape[0] else NULL
+    d.d_q = &d_q[0, 0] if out.shape[0] else NULL
+    d.d_k = &d_k[0, 0]
+    d.d_v = &d_v[0, 0]
+    d.q_stride = d_q.strides[0] // sizeof(float)
+    d.k_stride = d_k.strides[0] // sizeof(float)
+    d.v_stride = d_v.strides[0] // sizeof(float)
+    call.q = &q[0, 0] if out.shape[0] else NULL
+    call.k = &k[0, 0]
+    call.v = &v[0, 0]
+    call.q_stride = q.strides[0] // sizeof(float)
+    call.k_stride = k.strides[0] // sizeof(float)
+    call.v_stride = v.strides[0] // sizeof(float)
+    call.n_heads = n_heads
+    call.head_width = k.shape[1] // n_heads
+    call.scale = scale
+    call.out = NULL
+    call.lse = <float *> &lse[0, 0] if out.shape[0] else NULL
+    call.threshold = <uint64_t> (p_drop * 4294967296.0)
+    call.keep_scale = <float> (1.0 / (1.0 - p_drop))
+    call.key = key
+    call.stream = stream
+    call.query_columns = NULL
+    call.key_columns = NULL
+    if call.threshold and out.shape[0]:
+        call.query_columns = &query_columns[0]
+        call.key_columns = &key_columns[0]
+    cdef const int32_t *pq = &query_starts[0]
+    cdef const int32_t *pk = &key_starts[0]
+    cdef const int32_t *pe = &examples[0] if examples is not None else NULL
+    for b in range(n_sequences):
+        most = max(most, pk[b + 1] - pk[b])
+    wide = (call.head_width + PANEL - 1) // PANEL * PANEL
+    per_thread = (2 * (most + PANEL) * call.head_width + 3 * most * wide + QUERY_BLOCK * (4 * KEY_BLOCK + 3 * wide) + 63) // 64 * 64
+    scratch = <float *> malloc(per_thread * n_threads * sizeof(float))
+    if scratch is NULL:
+        raise MemoryError(f"attention: no memory for {per_thread * n_threads * 4} bytes of keys, values and their gradients")
+    for task in prange(n_sequences * n_heads, nogil=True, schedule="dynamic", num_threads=n_threads):
+        attend_backward(&call, &d, task % n_heads, pq[task // n_heads], pq[task // n_heads + 1], pk[task // n_heads],
+                        pk[task // n_heads + 1], pe[task // n_heads] if pe is not NULL else 0, scratch + threadid() * per_thread)
+    free(scratch)

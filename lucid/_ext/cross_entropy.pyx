@@ -62,3 +62,38 @@ cdef void cross_entropy_row(
     log_sum = join_blocks(sums, n_blocks)
     lse[0] = <float> log_sum
     loss[0] = <float> (log_sum - x[label]) if label >= 0 else 0
+
+
+def cross_entropy_backward(
+    const float[:, ::1] logits, const int32_t[::1] labels, const float[::1] lse, const float[::1] d_losses,
+    Py_ssize_t first_word, float[:, ::1] d_logits, int n_threads,
+):
+    """d_logits[p, j] = (exp(logits[p, j] - lse[p]) - [labels[p] == first_word + j]) * d_losses[p].
+
+    The columns are the words from `first_word` on, so that a vocabulary can come in blocks. A label
+    below 0 gives zeros. d_logits may be logits.
+    """
+    cdef Py_ssize_t n_rows = logits.shape[0], n = logits.shape[1], p
+    if n_rows == 0 or n == 0:
+        return
+    cdef const float *px = &logits[0, 0]
+    cdef const int32_t *label = &labels[0]
+    cdef const float *log_sum = &lse[0]
+    cdef const float *d_loss = &d_losses[0]
+    cdef float *po = &d_logits[0, 0]
+    for p in prange(n_rows, nogil=True, schedule="static", num_threads=n_threads):
+        softmax_gradient_row(px + p * n, n, label[p] - first_word, label[p] >= 0, log_sum[p], d_loss[p], po + p * n)
+
+
+cdef inline void softmax_gradient_row(
+    const float *x, Py_ssize_t n, Py_ssize_t label, bint counts, float lse, float d_loss, float *d_x,
+) noexcept nogil:
+    cdef Py_ssize_t i
+    if not counts:
+        memset(d_x, 0, n * sizeof(float))
+        return
+    reduce_row(EXP_SUM, x, d_x, n, 1, -lse)
+    if 0 <= label < n:
+        d_x[label] -= 1
+    for i in range(n):
+        d_x[i] *= d_loss

@@ -45,7 +45,7 @@ cdef void decode_block(const DecoderCall *call, Py_ssize_t block, float *logits)
         p0 = n_chunk * M_BLOCK
         n_rows = min(M_BLOCK, call.n_rows - p0)
         product(call.x + p0 * call.x_stride, call.x_stride, False, call.panels, call.width, logits, VOCABULARY_BLOCK,
-                0, n_rows, word, word // PANEL, (word + n + PANEL - 1) // PANEL, n, &epilogue, NULL)
+                0, n_rows, word, word // PANEL, (word + n + PANEL - 1) // PANEL, n, False, &epilogue, NULL)
         for i in range(n_rows):
             p = p0 + i
             row = logits + i * VOCABULARY_BLOCK

@@ -98,6 +98,29 @@ cdef inline vf activate(vf x, int activation) noexcept nogil:
     return x
 
 
+cdef inline vf activation_slope(vf x, int activation) noexcept nogil:
+    """The derivative of `activate` at x."""
+    cdef vf half = set1(0.5) * x
+    cdef vf t, s
+    if activation == GELU:  # Phi(x) + x phi(x)
+        t = set1(0.39894228040143268) * exp_vector(set1(0) - half * x)
+        return fma(x, t, fma(set1(0.5), erf_vector(x * set1(0.70710678118654752)), set1(0.5)))
+    if activation == GELU_TANH:
+        s = x * x
+        t = tanh_vector(set1(0.79788456080286536) * fma(set1(0.044715) * x, s, x))
+        s = set1(0.79788456080286536) * fma(set1(0.134145), s, set1(1))
+        return fma(half * s, set1(1) - t * t, fma(set1(0.5), t, set1(0.5)))
+    if activation == RELU:
+        return choose(less(set1(0), x), set1(1), set1(0))
+    if activation == SILU:
+        s = set1(1) / (set1(1) + exp_vector(set1(0) - x))
+        return fma(x * s, set1(1) - s, s)
+    if activation == TANH:
+        t = tanh_vector(x)
+        return set1(1) - t * t
+    return set1(1)
+
+
 cdef inline void activate_row(const float *x, float *y, Py_ssize_t n, int activation) noexcept nogil:
     """y[n] = activation(x[n]). The tail goes through the same vector code, so it rounds the same."""
     cdef float[LANES] tail
@@ -120,3 +143,28 @@ def activation_forward(const float[::1] x, float[::1] y, int activation, int n_t
     cdef float *py = &y[0]
     for block in prange(n_blocks, nogil=True, schedule="static", num_threads=n_threads):
         activate_row(px + block * 4096, py + block * 4096, min(4096, n - block * 4096), activation)
+
+
+def activation_backward(const float[::1] x, const float[::1] d_y, float[::1] d_x, int activation, int n_threads):
+    """d_x = d_y * activation'(x); `d_x` may be `d_y`."""
+    cdef Py_ssize_t n = x.shape[0], block, n_blocks = (n + 4095) // 4096
+    if n == 0:
+        return
+    cdef const float *px = &x[0]
+    cdef const float *pd = &d_y[0]
+    cdef float *po = &d_x[0]
+    for block in prange(n_blocks, nogil=True, schedule="static", num_threads=n_threads):
+        slope_row(px + block * 4096, pd + block * 4096, po + block * 4096, min(4096, n - block * 4096), activation)
+
+
+cdef inline void slope_row(const float *x, const float *d_y, float *d_x, Py_ssize_t n, int activation) noexcept nogil:
+    cdef float[LANES] tail
+    cdef Py_ssize_t i, whole = n - n % LANES
+    for i in range(n // LANES):
+        store(d_x + i * LANES, load(d_y + i * LANES) * activation_slope(load(x + i * LANES), activation))
+    if whole < n:
+        store(tail, set1(0))
+        memcpy(tail, x + whole, (n - whole) * sizeof(float))
+        store(tail, activation_slope(load(tail), activation))
+        for i in range(whole, n):
+            d_x[i] = d_y[i] * tail[i - whole]

@@ -186,7 +186,7 @@ cdef void chains(
 cdef void product(
     const float *a, Py_ssize_t a_stride, bint is_transposed, const float *panels, Py_ssize_t k,
     float *c, Py_ssize_t c_stride, Py_ssize_t row_begin, Py_ssize_t row_end, Py_ssize_t first_column,
-    Py_ssize_t panel_begin, Py_ssize_t panel_end, Py_ssize_t n, const Epilogue *epilogue, float *block,
+    Py_ssize_t panel_begin, Py_ssize_t panel_end, Py_ssize_t n, bint accumulate, const Epilogue *epilogue, float *block,
 ) noexcept nogil:
     """Rows [row_begin, row_end) x panels [panel_begin, panel_end) of C; one thread's share.
 
@@ -231,10 +231,10 @@ cdef void product(
                     corner = c + (i0 + i) * c_stride + column
                     if last - first < PANEL:
                         edge(<int> row_tile, first, last, block_a + i * block_stride, block_stride, b, k_here,
-                             corner, c_stride, k0 > 0, is_done, epilogue, column, i0 + i)
+                             corner, c_stride, accumulate or k0 > 0, is_done, epilogue, column, i0 + i)
                         continue
                     chains(<int> row_tile, block_a + i * block_stride, block_stride, b, k_here,
-                           corner, c_stride, k0 > 0, next_panel, 128)
+                           corner, c_stride, accumulate or k0 > 0, next_panel, 128)
                     # 128 bytes for 4 k: three tiles of 4 rows fetch a whole panel. Then it is there.
                     next_panel = next_panel + k_here // 4 * 128 if i < 2 * TILE_ROWS else <const char *> b
                     if is_done:
@@ -271,9 +271,9 @@ cdef void split(Py_ssize_t row_tiles, Py_ssize_t n_panels, int n_threads, int *r
 
 def gemm(
     const float[:, :] a, const float[:, :, ::1] panels, const float[::1] bias, const float[:, :] residual,
-    float[:, ::1] out, Py_ssize_t first_column, int activation, bint transpose_a, int n_threads,
+    float[:, ::1] out, Py_ssize_t first_column, int activation, bint transpose_a, bint accumulate, int n_threads,
 ):
-    """out = activation(A . B[:, first_column : first_column + N] + bias) + residual.
+    """out = activation([out +] A . B[:, first_column : first_column + N] + bias) + residual.
 
     Parameters
     ----------
@@ -281,7 +281,7 @@ def gemm(
     panels : (n_panels, K, PANEL), from `pack_rows` or `pack_columns`
     bias : (N,) or None
     residual : (M, N), unit stride along the last axis, or None
-    out : (M, N); may not overlap the inputs
+    out : (M, N); may not overlap the inputs. With `accumulate` the product is added to what it holds.
     """
     cdef Py_ssize_t m = out.shape[0], n = out.shape[1], k = panels.shape[1]
     cdef Epilogue epilogue
@@ -314,7 +314,7 @@ def gemm(
             min(m, row_tiles * (task // panel_parts + 1) // row_parts * TILE_ROWS), first_column,
             first_panel + n_panels * (task % panel_parts) // panel_parts,
             first_panel + n_panels * (task % panel_parts + 1) // panel_parts,
-            n, &epilogue, blocks + (task * M_BLOCK * K_BLOCK if transpose_a else 0),
+            n, accumulate, &epilogue, blocks + (task * M_BLOCK * K_BLOCK if transpose_a else 0),
         )
     free(blocks)
 
@@ -377,3 +377,26 @@ cdef inline void unpack_row(const float *panels, Py_ssize_t k, Py_ssize_t row, f
     cdef Py_ssize_t i
     for i in range(k):
         out[i] = p[i * PANEL]
+
+
+def column_sum(const float[:, ::1] x, float[::1] out, int n_threads):
+    """out[j] = sum_i x[i, j], in float64 and in row order: the gradient of a bias."""
+    cdef Py_ssize_t n_rows = x.shape[0], n = x.shape[1], block
+    if n == 0:
+        return
+    cdef const float *px = &x[0, 0] if n_rows else NULL
+    cdef float *po = &out[0]
+    for block in prange((n + 63) // 64, nogil=True, schedule="static", num_threads=n_threads):
+        sum_columns(px + block * 64, n, n_rows, min(64, n - block * 64), po + block * 64)
+
+
+cdef void sum_columns(const float *x, Py_ssize_t stride, Py_ssize_t n_rows, Py_ssize_t n, float *out) noexcept nogil:
+    cdef double[64] totals
+    cdef Py_ssize_t i, j
+    for j in range(n):
+        totals[j] = 0
+    for i in range(n_rows):
+        for j in range(n):
+            totals[j] += x[i * stride + j]
+    for j in range(n):
+        out[j] = <float> totals[j]
