@@ -21,16 +21,27 @@ class Tensor:
     dtype : numpy dtype, optional
         Python floats give float32, Python ints int64.
     device : {"cpu", "gpu"}
+    requires_grad : bool
+        Whether `backward` is to fill `grad`.
+
+    Attributes
+    ----------
+    grad : array of the tensor's shape, or None. Added to by each `backward`; set it to None to start anew.
+    requires_grad : bool
+    node : what made the tensor, on the tape, or None
 
     Notes
     -----
     ``numpy.asarray(tensor)`` and ``numpy.from_dlpack(tensor)`` share the memory of a CPU tensor.
     """
 
-    __slots__ = ("_array",)
+    __slots__ = ("_array", "grad", "node", "requires_grad")
 
-    def __init__(self, data: Any, dtype: Any = None, device: Device = "cpu") -> None:
+    def __init__(self, data: Any, dtype: Any = None, device: Device = "cpu", requires_grad: bool = False) -> None:
         check_device(device)
+        self.grad: Any = None
+        self.node: Any = None
+        self.requires_grad = requires_grad
         self._array: np.ndarray[Any, Any] | None = as_array(data, dtype)
 
     @property
@@ -68,6 +79,38 @@ class Tensor:
     def device(self) -> Device:
         """Where the array lives."""
         return device_of(self.array)
+
+    def backward(self, gradient: Any = None) -> None:
+        """Add to `grad` of every parameter and tensor that this one came from its derivative; see `lucid.autograd.backward`."""
+        from lucid.autograd import backward
+
+        backward(self, gradient)
+
+    def detach(self) -> Tensor:
+        """Return the same values off the tape."""
+        return Tensor(self.array)
+
+    def accumulate(self, gradient: Any) -> None:
+        """Add a gradient, an array or a `RowsGradient`, to `grad`."""
+        if isinstance(gradient, np.ndarray):
+            # The first one may be shared with another tensor, so it is never written to.
+            self.grad = gradient if self.grad is None else self.grad + gradient
+        else:
+            total = np.zeros(self.shape, np.float32) if self.grad is None else np.array(self.grad)
+            gradient.add_to(total)
+            self.grad = total
+
+    def __mul__(self, factor: float) -> Tensor:
+        from lucid.autograd import apply
+        from lucid.ops.total import scale
+
+        scaled: Tensor = apply(scale, self, factor=float(factor))
+        return scaled
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Tensor:
+        return self * (1.0 / divisor)
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """Return the values as a NumPy array; it shares memory if the tensor is on the CPU."""

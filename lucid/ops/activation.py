@@ -34,12 +34,21 @@ def _check(x: Array, *, name: str) -> None:
         raise ValueError(f"activation {name!r} is unknown; known: {', '.join(ACTIVATIONS)}")
 
 
-def _forward(x: Array, *, name: str) -> tuple[Array, Any]:
+def _forward(x: Array, *, name: str, keep: bool) -> tuple[Array, Any]:
     x = np.ascontiguousarray(x)
     y = np.empty_like(x)
     kernels.activation_forward(x.reshape(-1), y.reshape(-1), {**ACTIVATIONS, **ELEMENTARY}[name], threads_for(x.size))
-    return y, None
+    return y, (x, name) if keep else None
 
 
-activation = Op("activation", _check, cpu=Kernel(_forward, None), gpu=None)
+def _backward(saved: tuple[Array, str], d_y: Array) -> tuple[Array]:
+    x, name = saved
+    d_x = np.empty(x.shape, np.float32)
+    kernels.activation_backward(
+        x.reshape(-1), np.ascontiguousarray(d_y).reshape(-1), d_x.reshape(-1), ACTIVATIONS[name], threads_for(x.size)
+    )
+    return (d_x,)
+
+
+activation = Op("activation", _check, cpu=Kernel(_forward, _backward), gpu=None)
 """y = f(x), for a float32 array of any shape; ``name`` is a key of `ACTIVATIONS`."""

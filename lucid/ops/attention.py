@@ -86,37 +86,71 @@ def _forward(
     key_starts: Array,
     query_starts: Array | None = None,
     dropout: AttentionDropout | None = None,
+    keep: bool,
 ) -> tuple[Array, Any]:
-    if keys_values is None:
-        width = queries.shape[1] // 3
-        q, k, v = queries[:, :width], queries[:, width : 2 * width], queries[:, 2 * width :]
-    else:
-        width = queries.shape[1]
-        q, k, v = queries, keys_values[:, :width], keys_values[:, width:]
+    q, k, v = _split(queries, keys_values)
+    width = q.shape[1]
     out = np.empty((q.shape[0], width), np.float32)
+    lse = np.empty((q.shape[0], n_heads), np.float32) if keep else None
     starts = np.ascontiguousarray(key_starts)
+    query_starts = starts if query_starts is None else np.ascontiguousarray(query_starts)
     kernels.attention_forward(
         rows_contiguous(q),
         rows_contiguous(k),
         rows_contiguous(v),
-        starts if query_starts is None else np.ascontiguousarray(query_starts),
+        query_starts,
         starts,
         n_heads,
         1.0 / np.sqrt(width // n_heads),
         out,
-        None,
-        None if dropout is None else np.ascontiguousarray(dropout.query_columns),
-        None if dropout is None else np.ascontiguousarray(dropout.key_columns),
-        None if dropout is None else np.ascontiguousarray(dropout.examples),
-        0 if dropout is None else dropout.seed,
-        0 if dropout is None else dropout.stream,
-        0.0 if dropout is None else dropout.p,
+        lse,
+        *_dropout_arguments(dropout),
         get_num_threads(),
     )
-    return out, None
+    return out, (queries, keys_values, query_starts, starts, n_heads, out, lse, dropout) if keep else None
 
 
-attention = Op("attention", _check, cpu=Kernel(_forward, None), gpu=None)
+def _backward(saved: tuple[Any, ...], d_out: Array) -> tuple[Array, ...]:
+    queries, keys_values, query_starts, starts, n_heads, out, lse, dropout = saved
+    q, k, v = _split(queries, keys_values)
+    d_queries = np.empty(queries.shape, np.float32)
+    d_keys_values = None if keys_values is None else np.empty(keys_values.shape, np.float32)
+    kernels.attention_backward(
+        rows_contiguous(q),
+        rows_contiguous(k),
+        rows_contiguous(v),
+        query_starts,
+        starts,
+        n_heads,
+        1.0 / np.sqrt(q.shape[1] // n_heads),
+        out,
+        lse,
+        np.ascontiguousarray(d_out),
+        *_split(d_queries, d_keys_values),
+        *_dropout_arguments(dropout),
+        get_num_threads(),
+    )
+    return (d_queries,) if d_keys_values is None else (d_queries, d_keys_values)
+
+
+def _split(queries: Array, keys_values: Array | None) -> tuple[Array, Array, Array]:
+    """Return Q, K and V as views."""
+    if keys_values is None:
+        width = queries.shape[1] // 3
+        return queries[:, :width], queries[:, width : 2 * width], queries[:, 2 * width :]
+    width = queries.shape[1]
+    return queries, keys_values[:, :width], keys_values[:, width:]
+
+
+def _dropout_arguments(dropout: AttentionDropout | None) -> tuple[Any, ...]:
+    """Return the kernels' arguments for dropout, or for none."""
+    if dropout is None:
+        return None, None, None, 0, 0, 0.0
+    columns = (np.ascontiguousarray(dropout.query_columns), np.ascontiguousarray(dropout.key_columns))
+    return *columns, np.ascontiguousarray(dropout.examples), dropout.seed, dropout.stream, dropout.p
+
+
+attention = Op("attention", _check, cpu=Kernel(_forward, _backward), gpu=None)
 """softmax(Q . Kᵀ / sqrt(D)) . V for every head, each query over the keys of its own sequence.
 
 Parameters

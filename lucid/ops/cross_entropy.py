@@ -17,20 +17,30 @@ def _check(logits: Array, *, labels: Array, ignore_index: int = -100) -> None:
     want_ids("cross_entropy", "labels", np.where(labels == ignore_index, 0, labels), logits.shape[1])
 
 
-def _forward(logits: Array, *, labels: Array, ignore_index: int = -100) -> tuple[Array, Any]:
+def _forward(logits: Array, *, labels: Array, ignore_index: int = -100, keep: bool) -> tuple[Array, Any]:
+    counted = np.where(labels == ignore_index, -1, labels).astype(np.int32)
     losses = np.empty(logits.shape[0], np.float32)
     lse = np.empty(logits.shape[0], np.float32)
     kernels.cross_entropy_forward(
         np.ascontiguousarray(logits),
-        np.where(labels == ignore_index, -1, labels).astype(np.int32),
+        counted,
         losses,
         lse,
         threads_for(logits.size),
     )
-    return losses, None
+    return losses, (logits, counted, lse) if keep else None
 
 
-cross_entropy = Op("cross_entropy", _check, cpu=Kernel(_forward, None), gpu=None)
+def _backward(saved: tuple[Array, Array, Array], d_losses: Array) -> tuple[Array]:
+    logits, labels, lse = saved
+    d_logits = np.empty(logits.shape, np.float32)
+    kernels.cross_entropy_backward(
+        np.ascontiguousarray(logits), labels, lse, np.ascontiguousarray(d_losses), 0, d_logits, threads_for(logits.size)
+    )
+    return (d_logits,)
+
+
+cross_entropy = Op("cross_entropy", _check, cpu=Kernel(_forward, _backward), gpu=None)
 """losses[p] = log(sum_j exp(logits[p, j])) - logits[p, labels[p]]; 0 where the label is `ignore_index`.
 
 Parameters

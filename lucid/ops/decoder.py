@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.linear import PackedWeight, linear
+from lucid.ops.linear import PackedWeight, column_sum, linear, product
 from lucid.ops.op import Array, Kernel, Op, want, want_ids
-from lucid.threads import get_num_threads
+from lucid.threads import get_num_threads, threads_for
 
 # Above this, keeping candidates sorted by insertion costs more than sorting whole rows of logits.
 _MOST_KEPT = 128
@@ -35,7 +35,9 @@ def _check_cross_entropy(x: Array, weight: PackedWeight | Array, bias: Array | N
     want_ids("decoder_cross_entropy", "labels", labels, weight.shape[0])
 
 
-def _cross_entropy(x: Array, weight: PackedWeight | Array, bias: Array | None = None, *, labels: Array) -> tuple[Array, Any]:
+def _cross_entropy(
+    x: Array, weight: PackedWeight | Array, bias: Array | None = None, *, labels: Array, keep: bool
+) -> tuple[Array, Any]:
     losses = np.empty(x.shape[0], np.float32)
     lse = np.empty(x.shape[0], np.float32)
     kernels.decoder_cross_entropy_forward(
@@ -48,7 +50,29 @@ def _cross_entropy(x: Array, weight: PackedWeight | Array, bias: Array | None = 
         lse,
         get_num_threads(),
     )
-    return losses, None
+    return losses, (x, weight, bias, labels, lse) if keep else None
+
+
+# Words whose logits backward makes again at once: 8 MB of them for 512 rows.
+_WORDS_AT_ONCE = 4096
+
+
+def _cross_entropy_backward(saved: tuple[Any, ...], d_losses: Array) -> tuple[Any, ...]:
+    """With d = (softmax - onehot) * d_losses, a block of words at a time: d_x = d . W, d_W = dᵀ . x, d_b = sum_p d."""
+    x, weight, bias, labels, lse = saved
+    row_major = weight.unpack() if isinstance(weight, PackedWeight) else weight
+    d_x = np.zeros(x.shape, np.float32)
+    d_weight = np.empty(weight.shape, np.float32)
+    d_bias = None if bias is None else np.empty(bias.shape, np.float32)
+    for begin in range(0, weight.shape[0], _WORDS_AT_ONCE):
+        words = slice(begin, begin + _WORDS_AT_ONCE)
+        d = linear(x, row_major[words], None if bias is None else bias[words])
+        kernels.cross_entropy_backward(d, labels, lse, np.ascontiguousarray(d_losses), begin, d, threads_for(d.size))
+        product(d, row_major[words], out=d_x)
+        d_weight[words] = product(d, x, transpose_a=True)
+        if d_bias is not None:
+            d_bias[words] = column_sum(d)
+    return d_x, d_weight, d_bias
 
 
 def _check_top_k(x: Array, weight: PackedWeight | Array, bias: Array | None = None, *, k: int) -> None:
@@ -57,7 +81,7 @@ def _check_top_k(x: Array, weight: PackedWeight | Array, bias: Array | None = No
         raise ValueError(f"decoder_top_k: k must lie between 1 and the {weight.shape[0]} words, not {k}")
 
 
-def _top_k(x: Array, weight: PackedWeight | Array, bias: Array | None = None, *, k: int) -> tuple[tuple[Array, Array, Array], Any]:
+def _top_k(x: Array, weight: PackedWeight | Array, bias: Array | None = None, *, k: int, keep: bool) -> tuple[tuple[Array, Array, Array], Any]:
     packed, n_kept = _packed(weight), min(k, _MOST_KEPT)
     values = np.empty((x.shape[0], n_kept), np.float32)
     ids = np.empty((x.shape[0], n_kept), np.int32)
@@ -82,7 +106,7 @@ def _top_k(x: Array, weight: PackedWeight | Array, bias: Array | None = None, *,
     return (values, ids, lse), None
 
 
-decoder_cross_entropy = Op("decoder_cross_entropy", _check_cross_entropy, cpu=Kernel(_cross_entropy, None), gpu=None)
+decoder_cross_entropy = Op("decoder_cross_entropy", _check_cross_entropy, cpu=Kernel(_cross_entropy, _cross_entropy_backward), gpu=None)
 """Cross-entropy of the logits x . Wᵀ + bias, made and used a block of words at a time.
 
 Parameters

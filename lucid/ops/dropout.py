@@ -17,15 +17,20 @@ def _check(x: Array, *, p: float, seed: int, stream: int, columns: Array, exampl
         raise ValueError(f"dropout: p must lie in [0, 1), not {p}")
 
 
-def _forward(x: Array, *, p: float, seed: int, stream: int, columns: Array, examples: Array) -> tuple[Array, Any]:
+def _forward(x: Array, *, p: float, seed: int, stream: int, columns: Array, examples: Array, keep: bool) -> tuple[Array, Any]:
     y = np.empty(x.shape, np.float32)
     kernels.dropout_forward(
         np.ascontiguousarray(x), y, np.ascontiguousarray(columns), np.ascontiguousarray(examples), seed, stream, p, threads_for(x.size)
     )
-    return y, None
+    return y, {"p": p, "seed": seed, "stream": stream, "columns": columns, "examples": examples}
 
 
-dropout = Op("dropout", _check, cpu=Kernel(_forward, None), gpu=None)
+def _backward(saved: dict[str, Any], d_y: Array) -> tuple[Array]:
+    # The same numbers are dropped, the others scaled alike: the mask is named, not stored.
+    return (_forward(d_y, **saved, keep=False)[0],)
+
+
+dropout = Op("dropout", _check, cpu=Kernel(_forward, _backward), gpu=None)
 """y = x / (1 - p), or 0 with probability p.
 
 Parameters

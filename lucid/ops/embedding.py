@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
+from lucid.ops.layer_norm import norm_backward
 from lucid.ops.linear import PackedWeight
-from lucid.ops.op import Array, Kernel, Op, want, want_ids
+from lucid.ops.op import Array, Kernel, Op, RowsGradient, want, want_ids
 from lucid.threads import threads_for
 
 
@@ -52,9 +53,12 @@ def _forward(
     position_ids: Array,
     type_ids: Array,
     eps: float,
+    keep: bool,
 ) -> tuple[Array, Any]:
     is_packed = isinstance(words, PackedWeight)
     y = np.empty((len(ids), words.shape[1]), np.float32)
+    total = np.empty(y.shape, np.float32) if keep else None
+    mean, rstd = np.empty((2, len(ids)), np.float32) if keep else (None, None)
     kernels.embedding_forward(
         (words.panels if is_packed else np.ascontiguousarray(words)).reshape(-1),
         is_packed,
@@ -67,13 +71,33 @@ def _forward(
         np.ascontiguousarray(bias),
         eps,
         y,
-        None,
+        total,
+        mean,
+        rstd,
         threads_for(y.size),
     )
-    return y, None
+    if not keep:
+        return y, None
+    tables = ((words.shape, ids), (positions.shape, position_ids), (types.shape, type_ids))
+    return y, (total, gain, mean, rstd, tables)
 
 
-embedding = Op("embedding", _check, cpu=Kernel(_forward, None), gpu=None)
+def _table_gradient(d_rows: Array, ids: Array, shape: tuple[int, ...]) -> RowsGradient:
+    """Return the gradient of a table: for each row that was looked up, the sum over its tokens, in token order."""
+    order = np.argsort(ids, kind="stable").astype(np.int32)
+    rows, starts = np.unique(ids[order], return_index=True)
+    values = np.empty((len(rows), shape[1]), np.float32)
+    kernels.sum_segments(d_rows, order, np.append(starts, len(ids)).astype(np.int32), values, threads_for(d_rows.size))
+    return RowsGradient(rows, values, shape)
+
+
+def _backward(saved: tuple[Any, ...], d_y: Array) -> tuple[Any, ...]:
+    total, gain, mean, rstd, tables = saved
+    d_total, d_gain, d_bias = norm_backward(total, gain, mean, rstd, d_y)
+    return (*(_table_gradient(d_total, ids, shape) for shape, ids in tables), d_gain, d_bias)
+
+
+embedding = Op("embedding", _check, cpu=Kernel(_forward, _backward), gpu=None)
 """y[t] = LayerNorm(words[ids[t]] + positions[position_ids[t]] + types[type_ids[t]]).
 
 Parameters

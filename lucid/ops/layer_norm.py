@@ -20,8 +20,10 @@ def _check(x: Array, gain: Array, bias: Array, residual: Array | None = None, *,
         raise ValueError(f"layer_norm: eps must be positive, not {eps}")
 
 
-def _forward(x: Array, gain: Array, bias: Array, residual: Array | None = None, *, eps: float) -> tuple[Array, Any]:
+def _forward(x: Array, gain: Array, bias: Array, residual: Array | None = None, *, eps: float, keep: bool) -> tuple[Array, Any]:
     y = np.empty(x.shape, np.float32)
+    total = x if residual is None else np.empty(x.shape, np.float32)
+    mean, rstd = np.empty((2, x.shape[0]), np.float32)
     kernels.layer_norm_forward(
         np.ascontiguousarray(x),
         None if residual is None else np.ascontiguousarray(residual),
@@ -29,14 +31,44 @@ def _forward(x: Array, gain: Array, bias: Array, residual: Array | None = None, 
         np.ascontiguousarray(bias),
         eps,
         y,
-        None,
-        None,
+        total if keep and residual is not None else None,
+        mean if keep else None,
+        rstd if keep else None,
         threads_for(x.size),
     )
-    return y, None
+    return y, (total, gain, mean, rstd, residual is not None) if keep else None
 
 
-layer_norm = Op("layer_norm", _check, cpu=Kernel(_forward, None), gpu=None)
+# Rows whose shares of a parameter's gradient are summed together: the kernel's NORM_ROWS.
+_ROWS_SUMMED = 64
+
+
+def norm_backward(total: Array, gain: Array, mean: Array, rstd: Array, d_y: Array) -> tuple[Array, Array, Array]:
+    """Return the gradients of the sums before the normalisation, of gain and of bias."""
+    d_x = np.empty(total.shape, np.float32)
+    n_parts = -(-len(total) // _ROWS_SUMMED)
+    d_gain, d_bias = np.zeros((2, n_parts, total.shape[1]), np.float32)
+    kernels.layer_norm_backward(
+        np.ascontiguousarray(total),
+        np.ascontiguousarray(gain),
+        mean,
+        rstd,
+        np.ascontiguousarray(d_y),
+        d_x,
+        d_gain,
+        d_bias,
+        threads_for(total.size),
+    )
+    return d_x, d_gain.sum(axis=0, dtype=np.float64).astype(np.float32), d_bias.sum(axis=0, dtype=np.float64).astype(np.float32)
+
+
+def _backward(saved: tuple[Array, Array, Array, Array, bool], d_y: Array) -> tuple[Array, ...]:
+    total, gain, mean, rstd, has_residual = saved
+    d_x, d_gain, d_bias = norm_backward(total, gain, mean, rstd, d_y)
+    return (d_x, d_gain, d_bias, d_x) if has_residual else (d_x, d_gain, d_bias)
+
+
+layer_norm = Op("layer_norm", _check, cpu=Kernel(_forward, _backward), gpu=None)
 """Normalise each row of x + residual to zero mean and unit variance, then scale and shift.
 
 Parameters

@@ -9,7 +9,8 @@ import numpy as np
 
 from lucid._ext import kernels
 from lucid.ops.activation import ACTIVATIONS
-from lucid.ops.op import Array, Kernel, Op, rows_contiguous, want
+from lucid.ops.activation import activation as activate
+from lucid.ops.op import Array, Kernel, Op, RowsGradient, rows_contiguous, want
 from lucid.threads import get_num_threads, threads_for
 
 
@@ -88,25 +89,73 @@ def _forward(
     *,
     activation: str | None = None,
     columns: tuple[int, int] | None = None,
+    keep: bool,
 ) -> tuple[Array, Any]:
-    packed = weight if isinstance(weight, PackedWeight) else PackedWeight.pack(weight)
-    begin, end = columns or (0, packed.shape[0])
+    begin, end = columns or (0, weight.shape[0])
+    if isinstance(weight, PackedWeight):
+        panels, first = weight.panels, begin
+    else:
+        panels, first = PackedWeight.pack(weight[begin:end]).panels, 0
     y = np.empty((x.shape[0], end - begin), np.float32)
+    # With a tape, backward reads what goes into the activation: two steps instead of one.
+    is_split = keep and activation is not None
     kernels.gemm(
         rows_contiguous(x),
-        packed.panels,
+        panels,
         None if bias is None else np.ascontiguousarray(bias[begin:end]),
-        None if residual is None else rows_contiguous(residual),
+        None if residual is None or is_split else rows_contiguous(residual),
         y,
-        begin,
-        ACTIVATIONS[activation] if activation else 0,
+        first,
+        ACTIVATIONS[activation] if activation and not is_split else 0,
+        False,
         False,
         get_num_threads(),
     )
-    return y, None
+    saved = (x, weight, bias is not None, residual is not None, activation, (begin, end), y if is_split else None) if keep else None
+    if is_split:
+        y = activate(y, name=activation)
+        if residual is not None:
+            y += residual
+    return y, saved
 
 
-linear = Op("linear", _check, cpu=Kernel(_forward, None), gpu=None)
+def _backward(saved: tuple[Any, ...], d_y: Array) -> tuple[Any, ...]:
+    x, weight, has_bias, has_residual, activation, (begin, end), before = saved
+    d_residual = d_y if has_residual else None
+    if before is not None:
+        (d_y,) = activate.cpu.backward((before, activation), d_y)  # type: ignore[misc]
+    row_major = weight.unpack() if isinstance(weight, PackedWeight) else weight
+    d_x = product(d_y, row_major[begin:end])
+    d_weight = product(d_y, x, transpose_a=True)
+    d_bias = column_sum(d_y) if has_bias else None
+    if (begin, end) != (0, weight.shape[0]):
+        rows = slice(begin, end)
+        d_weight = RowsGradient(rows, d_weight, weight.shape)
+        d_bias = None if d_bias is None else RowsGradient(rows, d_bias, weight.shape[:1])
+    return d_x, d_weight, d_bias, d_residual
+
+
+def product(a: Array, b: Array, *, transpose_a: bool = False, out: Array | None = None) -> Array:
+    """Return A . B, or Aᵀ . B, for row-major float32 arrays; with `out` it is added to that."""
+    panels = np.empty((-(-b.shape[1] // kernels.panel_width), b.shape[0], kernels.panel_width), np.float32)
+    kernels.pack_columns(rows_contiguous(b), panels, threads_for(b.size))
+    is_added = out is not None
+    n_rows = a.shape[1] if transpose_a else a.shape[0]
+    if out is None:
+        out = np.zeros((n_rows, b.shape[1]), np.float32) if b.shape[0] == 0 else np.empty((n_rows, b.shape[1]), np.float32)
+    if b.shape[0]:
+        kernels.gemm(rows_contiguous(a), panels, None, None, out, 0, 0, transpose_a, is_added, get_num_threads())
+    return out
+
+
+def column_sum(x: Array) -> Array:
+    """Return the sums of the columns of a float32 array, added in row order in float64."""
+    out = np.empty(x.shape[1], np.float32)
+    kernels.column_sum(np.ascontiguousarray(x), out, threads_for(x.size))
+    return out
+
+
+linear = Op("linear", _check, cpu=Kernel(_forward, _backward), gpu=None)
 """Y = activation(X . Wᵀ + bias) + residual.
 
 Parameters

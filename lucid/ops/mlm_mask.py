@@ -63,6 +63,7 @@ def _forward(
     random_replace_prob: float = 0.1,
     ignore_index: int = -100,
     epoch: int = 0,
+    keep: bool,
 ) -> tuple[tuple[Array, Array], Any]:
     masked_ids, labels = np.empty_like(ids), np.empty_like(ids)
     kernels.mlm_mask_forward(

@@ -18,8 +18,9 @@ class Kernel:
 
     Attributes
     ----------
-    forward : ``(*arrays, **params) -> (out, saved)``
-    backward : ``(saved, d_out) -> gradients``, one per array; None where no gradient is defined
+    forward : ``(*arrays, keep, **params) -> (out, saved)``. Without `keep` nothing is saved.
+    backward : ``(saved, d_out) -> gradients``, one per array, None for one without; or None where no gradient
+        is defined
     """
 
     forward: Callable[..., tuple[Any, Any]]
@@ -47,10 +48,45 @@ class Op:
             raise TypeError(f"{self.name}: no kernel for {type(array).__module__}.{type(array).__name__}; want a NumPy array")
         return self.gpu()
 
-    def __call__(self, *arrays: Array, **params: Any) -> Any:
-        """Check, pick the device, run forward; return the result without what backward would need."""
+    @property
+    def is_differentiable(self) -> bool:
+        """Whether there is a backward."""
+        return self.cpu.backward is not None
+
+    def run(self, *arrays: Array, keep: bool, **params: Any) -> tuple[Any, Any]:
+        """Check, pick the device, run forward; return the result, and what backward reads if `keep`."""
         self.check(*arrays, **params)
-        return self.on(arrays[0]).forward(*arrays, **params)[0]
+        return self.on(arrays[0]).forward(*arrays, keep=keep, **params)
+
+    def __call__(self, *arrays: Array, **params: Any) -> Any:
+        """Run forward and return the result alone."""
+        return self.run(*arrays, keep=False, **params)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class RowsGradient:
+    """A gradient that is zero but for some rows.
+
+    Attributes
+    ----------
+    rows : slice or array of distinct row numbers
+    values : array, float32, shape (number of rows, ...)
+    shape : of the whole gradient
+    """
+
+    rows: Any
+    values: Array
+    shape: tuple[int, ...]
+
+    def add_to(self, total: Array) -> None:
+        """Add to a dense gradient in place."""
+        total[self.rows] += self.values
+
+    def dense(self) -> Array:
+        """Return the whole gradient."""
+        total = np.zeros(self.shape, np.float32)
+        total[self.rows] = self.values
+        return total
 
 
 def want(op: str, name: str, array: Array, dtype: Any, shape: tuple[int | None, ...]) -> None:

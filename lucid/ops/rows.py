@@ -13,8 +13,15 @@ def _check_gather(x: Array, *, rows: Array) -> None:
     want_ids("gather_rows", "rows", rows, x.shape[0])
 
 
-def _gather(x: Array, *, rows: Array) -> tuple[Array, Any]:
-    return np.take(x, rows, axis=0), None
+def _gather(x: Array, *, rows: Array, keep: bool) -> tuple[Array, Any]:
+    return np.take(x, rows, axis=0), (rows, x.shape)
+
+
+def _gather_backward(saved: tuple[Array, tuple[int, int]], d_y: Array) -> tuple[Array]:
+    rows, shape = saved
+    d_x = np.zeros(shape, np.float32)
+    np.add.at(d_x, rows, d_y)
+    return (d_x,)
 
 
 def _check_scatter(x: Array, *, rows: Array, n_rows: int) -> None:
@@ -25,16 +32,20 @@ def _check_scatter(x: Array, *, rows: Array, n_rows: int) -> None:
         raise ValueError("scatter_rows: rows must rise, each named once")
 
 
-def _scatter(x: Array, *, rows: Array, n_rows: int) -> tuple[Array, Any]:
+def _scatter(x: Array, *, rows: Array, n_rows: int, keep: bool) -> tuple[Array, Any]:
     if len(rows) == n_rows:
-        return x, None
+        return x, rows
     y = np.zeros((n_rows, x.shape[1]), np.float32)
     y[rows] = x
-    return y, None
+    return y, rows
 
 
-gather_rows = Op("gather_rows", _check_gather, cpu=Kernel(_gather, None), gpu=None)
+def _scatter_backward(rows: Array, d_y: Array) -> tuple[Array]:
+    return (np.take(d_y, rows, axis=0),)
+
+
+gather_rows = Op("gather_rows", _check_gather, cpu=Kernel(_gather, _gather_backward), gpu=None)
 """y[p] = x[rows[p]]: x (T, C) float32, rows (P,) int32, y (P, C)."""
 
-scatter_rows = Op("scatter_rows", _check_scatter, cpu=Kernel(_scatter, None), gpu=None)
+scatter_rows = Op("scatter_rows", _check_scatter, cpu=Kernel(_scatter, _scatter_backward), gpu=None)
 """y[rows[t]] = x[t], zeros elsewhere: x (T, C) float32, rows (T,) int32 rising, y (n_rows, C)."""
