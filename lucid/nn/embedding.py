@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from lucid.autograd import is_grad_enabled
 from lucid.nn.init import Initializer
 from lucid.nn.module import Module
 from lucid.nn.parameter import Parameter
@@ -19,6 +22,10 @@ class Embedding(Module):
     def __init__(self, n_rows: int, width: int, initializer: Initializer) -> None:
         super().__init__()
         self.weight = Parameter((n_rows, width), initializer)
+
+    def table(self) -> Any:
+        """Return the table for looking rows up: the parameter in train mode, else a constant in whatever layout is there."""
+        return self.value(self.weight) if self.training and is_grad_enabled() else self.weight.table()
 
     def extra_repr(self) -> str:
         """Return the table's shape."""

@@ -27,7 +27,7 @@ class LayerNorm(Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return LayerNorm(x + residual), shapes (T, C)."""
-        y: Tensor = apply(layer_norm, x, self.weight, self.bias, residual, eps=self.eps)
+        y: Tensor = apply(layer_norm, x, self.value(self.weight), self.value(self.bias), residual, eps=self.eps)
         return y
 
     def extra_repr(self) -> str:

@@ -33,7 +33,8 @@ class Linear(Module):
         columns: tuple[int, int] | None = None,
     ) -> Tensor:
         """Return y (M, out_features) for x (M, in_features); with `columns` only those outputs."""
-        y: Tensor = apply(linear, x, self.weight.packed(), self.bias, residual, activation=activation, columns=columns)
+        weight, bias = self.value(self.weight, packed=True), self.value(self.bias)
+        y: Tensor = apply(linear, x, weight, bias, residual, activation=activation, columns=columns)
         return y
 
     def extra_repr(self) -> str:

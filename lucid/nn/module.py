@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from lucid.autograd import is_grad_enabled
 from lucid.device import Device, check_device
 from lucid.nn.parameter import Parameter
 
@@ -117,14 +118,30 @@ class Module:
             if name in state:
                 parameter.assign(state[name])
 
+    def value(self, parameter: Parameter, *, packed: bool = False) -> Any:
+        """Return what an operation is to take for one of the module's parameters.
+
+        In train mode the parameter itself, so that it is on the tape, and its row-major array is kept. In eval
+        mode, and inside `no_grad`, a constant: its packed weight if `packed`, else its array.
+        """
+        if self.training and is_grad_enabled():
+            parameter.row_major()
+            return parameter
+        return parameter.packed() if packed else parameter.array
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
     def train(self, mode: bool = True) -> Self:
-        """Set train mode (dropout is active) for this module and all below it."""
+        """Set train mode for this module and all below it: dropout is active, and parameters are on the tape."""
         for module in self.modules():
             module.training = mode
         return self
 
     def eval(self) -> Self:
-        """Set eval mode (no dropout) for this module and all below it."""
+        """Set eval mode for this module and all below it: no dropout, and parameters are constants."""
         return self.train(False)
 
     def to(self, device: Device) -> Self:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,13 +24,14 @@ class Parameter(Tensor):
 
     Attributes
     ----------
-    version : int
-        Rises with every write.
+    grad : array of the parameter's shape, or None. What `backward` adds to.
+    requires_grad : bool. False freezes the parameter.
+    version : int. Rises with every write.
 
     Notes
     -----
     Inference holds a weight once, as packed panels: `packed` lets the row-major array go, and `array`
-    rebuilds it for whoever asks.
+    rebuilds it for whoever asks. Training holds it row-major: `row_major` lets the panels go.
     """
 
     __slots__ = ("_initializer", "_lock", "_packed", "_shape", "version")
@@ -40,6 +43,9 @@ class Parameter(Tensor):
         self._initializer = initializer
         self._lock = threading.Lock()
         self.version = 0
+        self.grad = None
+        self.node = None
+        self.requires_grad = True
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -53,20 +59,29 @@ class Parameter(Tensor):
 
     @property
     def array(self) -> Any:
-        """The values, row-major and read-only."""
+        """The values, row-major, as a read-only view; a copy while the parameter is packed."""
         with self._lock:
-            if self._array is None:
-                if self._packed is not None:
-                    return _read_only(self._packed.unpack())
-                self._array = _read_only(self._initializer(self._shape))
-            return self._array
+            return _read_only(self._values())
+
+    def _values(self) -> np.ndarray[Any, Any]:
+        if self._array is None:
+            if self._packed is not None:
+                return self._packed.unpack()
+            self._array = self._initializer(self._shape)
+        return self._array
+
+    def row_major(self) -> Any:
+        """Return the values as `array` does, and keep them in this layout from now on."""
+        with self._lock:
+            self._array = self._values()
+            self._packed = None
+            return _read_only(self._array)
 
     def packed(self) -> PackedWeight:
         """Return the weight (N, K) as the kernels read it, packed once per version."""
         with self._lock:
             if self._packed is None:
-                array = self._array if self._array is not None else self._initializer(self._shape)
-                self._packed = PackedWeight.pack(array)
+                self._packed = PackedWeight.pack(self._values())
                 self._array = None
             return self._packed
 
@@ -95,24 +110,34 @@ class Parameter(Tensor):
     def adopt(self, array: np.ndarray[Any, Any]) -> None:
         """Take over a float32, C-contiguous array of the right shape without copying; nobody else may write it."""
         with self._lock:
-            self._array = _read_only(array)
+            self._array = array
             self._packed = None
             self.version += 1
+
+    @contextmanager
+    def write(self) -> Iterator[np.ndarray[Any, Any]]:
+        """Give the row-major array for writing in place; afterwards the version rises."""
+        with self._lock:
+            self._array = self._values()
+            self._packed = None
+            self.version += 1
+            yield self._array
 
     def __repr__(self) -> str:
         return f"Parameter(shape={self.shape})"
 
     def __reduce__(self) -> Any:
-        return _restore, (self._shape, np.array(self.array), self.version)
+        return _restore, (self._shape, np.array(self.array), self.version, self.requires_grad)
 
 
 def _read_only(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    array.flags.writeable = False
-    return array
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
-def _restore(shape: tuple[int, ...], array: np.ndarray[Any, Any], version: int) -> Parameter:
+def _restore(shape: tuple[int, ...], array: np.ndarray[Any, Any], version: int, requires_grad: bool) -> Parameter:
     parameter = Parameter(shape, lambda _: array)
     parameter.adopt(array)
-    parameter.version = version
+    parameter.version, parameter.requires_grad = version, requires_grad
     return parameter

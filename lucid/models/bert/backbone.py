@@ -5,18 +5,20 @@ Inside, a batch is packed: arrays are [tokens, width] and hold no padding (packi
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lucid.autograd import apply
+from lucid.autograd import apply, recompute
 from lucid.models.bert.config import BERTConfig
 from lucid.models.bert.packing import PackedBatch, TokenRows, pack
 from lucid.models.pretrained import PretrainedModel, folder_has_pooler
 from lucid.nn import Dropout, Embedding, LayerNorm, Linear, Module, ModuleList, init
 from lucid.ops.attention import AttentionDropout, attention
 from lucid.ops.embedding import embedding
+from lucid.ops.reshape import reshape
 from lucid.ops.rows import gather_rows, scatter_rows
 from lucid.random import Purpose, resolve_seed, stream
 from lucid.tensor import Tensor
@@ -36,13 +38,14 @@ class BERTEmbeddings(Module):
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Return the first hidden state, (T, C)."""
+        words = self.word_embeddings.table() if batch.embeds is None else batch.embeds
         x: Tensor = apply(
             embedding,
-            self.word_embeddings.weight.table() if batch.embeds is None else batch.embeds,
-            self.position_embeddings.weight,
-            self.token_type_embeddings.weight,
-            self.layer_norm.weight,
-            self.layer_norm.bias,
+            words,
+            self.value(self.position_embeddings.weight),
+            self.value(self.token_type_embeddings.weight),
+            self.value(self.layer_norm.weight),
+            self.value(self.layer_norm.bias),
             ids=batch.ids,
             position_ids=batch.position_ids,
             type_ids=batch.type_ids,
@@ -132,17 +135,25 @@ class BERTLayer(Module):
 
 
 class BERTEncoder(Module):
-    """The layers."""
+    """The layers.
+
+    Attributes
+    ----------
+    is_recomputed : bool
+        Keep only the hidden state before each layer for backward, and run the layer again there: less memory,
+        a third more time.
+    """
 
     def __init__(self, config: BERTConfig) -> None:
         super().__init__()
+        self.is_recomputed = False
         self.layer = ModuleList([BERTLayer(config, i) for i in range(config.num_hidden_layers)])
 
     def forward(self, hidden: Tensor, batch: PackedBatch, rows: TokenRows | None = None) -> Tensor:
         """Return the last hidden state; with `rows`, the last layer runs its queries and feed-forward for those only."""
         *first, last = self.layer
         for layer in first:
-            hidden = layer(hidden, batch)
+            hidden = recompute(partial(layer, batch=batch), hidden) if self.is_recomputed else layer(hidden, batch)
         return last(hidden, batch, rows)  # type: ignore[no-any-return]
 
 
@@ -227,7 +238,8 @@ class BERT(PretrainedModel):
         hidden = self.encode(batch)
         n_sequences, length = batch.shape
         sequence = apply(scatter_rows, hidden, rows=batch.cells, n_rows=n_sequences * length)
-        return Tensor(sequence.array.reshape(n_sequences, length, -1)), self._pool(hidden, batch)
+        sequence = apply(reshape, sequence, shape=(n_sequences, length, self.config.hidden_size))
+        return sequence, self._pool(hidden, batch)
 
     def _pool(self, hidden: Tensor, batch: PackedBatch) -> Tensor | None:
         if self.pooler is None:

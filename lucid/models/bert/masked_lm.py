@@ -17,7 +17,9 @@ from lucid.nn import Embedding, LayerNorm, Linear, Module, Parameter, init
 from lucid.ops.decoder import decoder_cross_entropy, decoder_top_k
 from lucid.ops.linear import linear
 from lucid.ops.mlm_mask import mlm_mask
+from lucid.ops.reshape import reshape
 from lucid.ops.rows import scatter_rows
+from lucid.ops.total import total
 from lucid.random import resolve_seed
 from lucid.tensor import Tensor
 
@@ -108,7 +110,7 @@ class BERTForMaskedLM(PretrainedModel, TextMethods):
         logits = decoder(self._transformed(batch, None))
         n_sequences, length = batch.shape
         padded = apply(scatter_rows, logits, rows=batch.cells, n_rows=n_sequences * length)
-        return Tensor(padded.array.reshape(n_sequences, length, self.config.vocab_size))
+        return apply(reshape, padded, shape=(n_sequences, length, self.config.vocab_size))  # type: ignore[no-any-return]
 
     def _transformed(self, batch: PackedBatch, rows: TokenRows | None) -> Tensor:
         """Return what the decoder multiplies: (T, C), or (P, C) for `rows`."""
@@ -153,17 +155,15 @@ class BERTForMaskedLM(PretrainedModel, TextMethods):
             raise ValueError(f"reduction must be 'mean', 'sum' or None, not {reduction!r}")
         batch = self.bert.pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed)
         rows, row_labels = self._labelled(batch, labels, ignore_index)
-        losses = np.zeros(0, np.float32)
-        if len(row_labels):
-            decoder = self.cls.predictions.decoder
-            x = self._transformed(batch, rows)
-            losses = apply(decoder_cross_entropy, x, decoder.weight.packed(), decoder.bias, labels=row_labels).array
+        decoder = self.cls.predictions.decoder
+        weight, bias = decoder.value(decoder.weight, packed=True), decoder.value(decoder.bias)
+        losses = apply(decoder_cross_entropy, self._transformed(batch, rows), weight, bias, labels=row_labels)
         if reduction is None:
-            every = np.zeros(batch.shape[0] * batch.shape[1], np.float32)
-            every[batch.cells[rows.index]] = losses
-            return Tensor(every)
-        total = losses.sum(dtype=np.float64)
-        return Tensor(np.float32(total / max(1, len(losses)) if reduction == "mean" else total))
+            n_cells = batch.shape[0] * batch.shape[1]
+            column = apply(reshape, losses, shape=(len(row_labels), 1))
+            every = apply(scatter_rows, column, rows=batch.cells[rows.index], n_rows=n_cells)
+            return apply(reshape, every, shape=(n_cells,))  # type: ignore[no-any-return]
+        return apply(total, losses, divisor=max(1, len(row_labels)) if reduction == "mean" else 1)  # type: ignore[no-any-return]
 
     def _labelled(self, batch: PackedBatch, labels: Any, ignore_index: int) -> tuple[TokenRows, Any]:
         """Return the tokens whose label counts, and those labels as int32."""

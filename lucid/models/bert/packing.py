@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from lucid.autograd import apply
 from lucid.models.bert.config import BERTConfig
-from lucid.tensor import as_array
+from lucid.ops.reshape import reshape
+from lucid.tensor import Tensor, as_array
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class PackedBatch:
     ids : array, int32, shape (T,). Words, or rows of `embeds`.
     position_ids, type_ids : array, int32, shape (T,)
     starts : array, int32, shape (B + 1,). Sequence b has tokens starts[b] to starts[b + 1] (`cu_seqlens`).
-    embeds : array, float32, shape (B * S, C), or None. Vectors in place of the word table.
+    embeds : Tensor, float32, shape (B * S, C), or None. Vectors in place of the word table.
     seed : int or None. For dropout; None is none.
     """
 
@@ -185,7 +187,8 @@ def pack(
         if embeds.ndim != 3 or embeds.shape[2] != config.hidden_size:
             raise ValueError(f"inputs_embeds must have shape (batch, sequence, {config.hidden_size}), not {embeds.shape}")
         shape = embeds.shape[:2]
-        embeds = np.ascontiguousarray(embeds, np.float32).reshape(-1, config.hidden_size)
+        tensor = inputs_embeds if isinstance(inputs_embeds, Tensor) and embeds.dtype == np.float32 else Tensor(embeds, np.float32)
+        embeds = apply(reshape, tensor, shape=(shape[0] * shape[1], config.hidden_size))
         ids = np.arange(shape[0] * shape[1], dtype=np.int64).reshape(shape)
     else:
         ids = integers("input_ids", input_ids)

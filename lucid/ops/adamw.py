@@ -1,0 +1,53 @@
+"""Updating parameters, and measuring gradients. In place, and off the tape."""
+
+import numpy as np
+
+from lucid._ext import kernels
+from lucid.ops.op import Array, want
+from lucid.threads import threads_for
+
+
+def adamw_step(
+    weight: Array,
+    d_weight: Array,
+    m: Array,
+    v: Array,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    step: int,
+    scale: float = 1.0,
+) -> None:
+    """Update `weight`, `m` and `v` in place (Loshchilov & Hutter 2019, algorithm 2).
+
+    Parameters
+    ----------
+    weight, d_weight, m, v : array, float32, one shape, C-contiguous
+    lr, eps, weight_decay : float
+    betas : (float, float)
+    step : int, >= 1. For the bias correction.
+    scale : float. Multiplies the gradient.
+    """
+    for name, array in (("d_weight", d_weight), ("m", m), ("v", v)):
+        want("adamw", name, array, np.float32, weight.shape)
+    kernels.adamw_step(
+        weight.reshape(-1),
+        np.ascontiguousarray(d_weight).reshape(-1),
+        m.reshape(-1),
+        v.reshape(-1),
+        lr,
+        *betas,
+        eps,
+        weight_decay,
+        1 - betas[0] ** step,
+        1 - betas[1] ** step,
+        scale,
+        threads_for(weight.size),
+    )
+
+
+def sum_of_squares(x: Array) -> float:
+    """Return the sum of the squares of a float32 array, the same for any number of threads."""
+    return float(kernels.sum_of_squares(np.ascontiguousarray(x).reshape(-1), threads_for(x.size)))

@@ -1,0 +1,54 @@
+"""Learning rates over the steps of a run."""
+
+from __future__ import annotations
+
+import math
+
+from lucid.optim.adamw import AdamW
+
+_DECAYS = ("linear", "cosine", "constant")
+
+
+class Schedule:
+    """Linear warm-up, then linear, cosine or no decay.
+
+    Parameters
+    ----------
+    optimizer : AdamW. Its groups' rates at this moment are the peaks.
+    n_warmup : int, >= 0. Steps of warm-up: step k of these has k / n_warmup of the peak.
+    n_steps : int, >= n_warmup. Length of the run; the rate is `final` of the peak from there on.
+    decay : "linear", "cosine" or "constant"
+    final : float in [0, 1]
+
+    Notes
+    -----
+    The rate is a function of the optimizer's step count alone, so there is nothing to save. Call
+    `step` before each ``optimizer.step()``.
+    """
+
+    def __init__(self, optimizer: AdamW, n_warmup: int, n_steps: int, decay: str = "linear", final: float = 0.0) -> None:
+        if not 0 <= n_warmup <= n_steps or n_steps < 1:
+            raise ValueError(f"Schedule: wants 0 <= n_warmup <= n_steps and a step at least, not {n_warmup} and {n_steps}")
+        if decay not in _DECAYS:
+            raise ValueError(f"Schedule: decay must be one of {', '.join(_DECAYS)}, not {decay!r}")
+        if not 0 <= final <= 1:
+            raise ValueError(f"Schedule: final must lie in [0, 1], not {final}")
+        self.optimizer, self.n_warmup, self.n_steps, self.decay, self.final = optimizer, n_warmup, n_steps, decay, final
+        self.peaks = [group["lr"] for group in optimizer.groups]
+
+    def factor(self, step: int) -> float:
+        """Return the share of the peak rate for a step, counted from 1."""
+        if step <= self.n_warmup:
+            return step / self.n_warmup
+        if self.decay == "constant":
+            return 1.0
+        done = min(1.0, (step - self.n_warmup) / max(1, self.n_steps - self.n_warmup))
+        left = 1 - done if self.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
+        return self.final + (1 - self.final) * left
+
+    def step(self) -> float:
+        """Set the rates for the optimizer's next step, and return the first group's."""
+        factor = self.factor(self.optimizer.n_steps + 1)
+        for group, peak in zip(self.optimizer.groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        return float(self.optimizer.groups[0]["lr"])
