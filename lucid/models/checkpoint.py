@@ -260,7 +260,9 @@ def load_tensors(model: Module, folder: Path, *, strict: bool = True) -> LoadRep
         rest = sorted(stored.keys() - used)
     for path, array in values.items():
         wanted[path].adopt(array)
-    ignored = tuple(name for name in rest if _IGNORED.match(name) or (_DECODER_WEIGHT not in dict(model._named()) and name.startswith("cls.")))
+    ignored = tuple(
+        name for name in rest if _IGNORED.match(name) or (_DECODER_WEIGHT not in dict(model._named()) and name.startswith("cls."))
+    )
     doubles = {_DECODER_WEIGHT, _DECODER_BIAS, _OUTPUT_BIAS}
     unexpected = tuple(name for name in rest if name not in ignored and name not in doubles)
     if unexpected:

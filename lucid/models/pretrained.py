@@ -9,6 +9,7 @@ from typing import Any, Self
 from lucid.errors import FormatError
 from lucid.models.bert.config import BERTConfig
 from lucid.models.checkpoint import LoadReport, config_json, has_tensor, load_tensors, read_config, save_tensors
+from lucid.models.hub import checkpoint_folder
 from lucid.nn import Module
 from lucid.text import BERTTokenizerFast
 
@@ -35,28 +36,27 @@ class PretrainedModel(Module):
         self.load_report: LoadReport | None = None
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, strict: bool = True) -> Self:
-        """Load a model, and its tokenizer if there is one, from a folder. The model is in eval mode.
+    def from_pretrained(cls, folder_or_hub_id: str | Path, *, strict: bool = True, revision: str | None = None) -> Self:
+        """Load a model, and its tokenizer if there is one, from a folder or the hub. The model is in eval mode.
 
         Parameters
         ----------
-        folder : path
+        folder_or_hub_id : path of a folder, or "org/name" on the Hugging Face hub
             Holds ``config.json`` and ``model.safetensors`` (or its shards and their index). Numbers become
             float32, whatever the file holds.
         strict : bool
             Whether a tensor that the checkpoint lacks is an error. Otherwise its parameter starts at random.
+        revision : str, optional. Branch, tag or commit on the hub.
 
         Raises
         ------
         FileNotFoundError
-            The folder, or a file in it, is missing.
+            The folder, or a file in it, is missing, or the hub does not give it.
         FormatError
             A file is broken, a tensor is missing or has the wrong shape, or the tokenizer has more words
             than the word table.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is no folder: give one that holds config.json and model.safetensors")
+        folder = checkpoint_folder(folder_or_hub_id, revision)
         model = cls(read_config(folder, add_pooling_layer=cls._wants_pooler(folder)))
         model.load_report = load_tensors(model._as_masked_lm(), folder, strict=strict)
         model._adopt_tokenizer(folder)

@@ -96,7 +96,9 @@ class SafetensorsFile:
         if n_header > min(_MOST_HEADER_BYTES, self.n_bytes - 8):
             raise self._error(f"claims a header of {n_header} bytes in a file of {self.n_bytes}")
         try:
-            header = json.loads(os.pread(self._descriptor, n_header, 8).decode(), object_pairs_hook=self._pairs, parse_constant=self._constant)
+            header = json.loads(
+                os.pread(self._descriptor, n_header, 8).decode(), object_pairs_hook=self._pairs, parse_constant=self._constant
+            )
         except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise self._error("has a header that is not JSON") from error
         if not isinstance(header, dict):

@@ -68,7 +68,8 @@ class Parameter(Tensor):
             if self._packed is not None:
                 return self._packed.unpack()
             self._array = self._initializer(self._shape)
-        return self._array
+        values: np.ndarray[Any, Any] = self._array
+        return values
 
     def row_major(self) -> Any:
         """Return the values as `array` does, and keep them in this layout from now on."""

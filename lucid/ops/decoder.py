@@ -35,9 +35,7 @@ def _check_cross_entropy(x: Array, weight: PackedWeight | Array, bias: Array | N
     want_ids("decoder_cross_entropy", "labels", labels, weight.shape[0])
 
 
-def _cross_entropy(
-    x: Array, weight: PackedWeight | Array, bias: Array | None = None, *, labels: Array, keep: bool
-) -> tuple[Array, Any]:
+def _cross_entropy(x: Array, weight: PackedWeight | Array, bias: Array | None = None, *, labels: Array, keep: bool) -> tuple[Array, Any]:
     losses = np.empty(x.shape[0], np.float32)
     lse = np.empty(x.shape[0], np.float32)
     kernels.decoder_cross_entropy_forward(
@@ -81,7 +79,9 @@ def _check_top_k(x: Array, weight: PackedWeight | Array, bias: Array | None = No
         raise ValueError(f"decoder_top_k: k must lie between 1 and the {weight.shape[0]} words, not {k}")
 
 
-def _top_k(x: Array, weight: PackedWeight | Array, bias: Array | None = None, *, k: int, keep: bool) -> tuple[tuple[Array, Array, Array], Any]:
+def _top_k(
+    x: Array, weight: PackedWeight | Array, bias: Array | None = None, *, k: int, keep: bool
+) -> tuple[tuple[Array, Array, Array], Any]:
     packed, n_kept = _packed(weight), min(k, _MOST_KEPT)
     values = np.empty((x.shape[0], n_kept), np.float32)
     ids = np.empty((x.shape[0], n_kept), np.int32)
