@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,7 +32,7 @@ class PretrainedModel(Module):
         super().__init__()
         if not isinstance(config, BERTConfig):
             raise TypeError(f"{type(self).__name__} wants a BERTConfig, not {type(config).__name__}; see BERTConfig.base()")
-        self.config = config
+        self.config = replace(config)  # a copy: what is done to one model is not done to its siblings
         self.tokenizer: BERTTokenizerFast | None = None
         self.load_report: LoadReport | None = None
 
