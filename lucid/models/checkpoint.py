@@ -294,20 +294,8 @@ def load_tensors(model: Any, folder: Path, *, strict: bool = True) -> LoadReport
         is_tied = False
         parameters = dict(model._named())
     for path, array in values.items():
-<<<<<<< HEAD
-        wanted[path].adopt(array)
-    ignored = tuple(
-        name for name in rest if _IGNORED.match(name) or (_DECODER_WEIGHT not in dict(model._named()) and name.startswith("cls."))
-    )
-    doubles = {_DECODER_WEIGHT, _DECODER_BIAS, _OUTPUT_BIAS}
-    unexpected = tuple(name for name in rest if name not in ignored and name not in doubles)
-    if unexpected:
-        warnings.warn(f"{folder.name}: the model has no place for {_some(unexpected)}", stacklevel=3)
-    return LoadReport(len(values), tuple(missing), unexpected, ignored, _is_tied(model), tuple(notes))
-=======
         parameters[path].adopt(array)
     return LoadReport(len(values), tuple(missing), tuple(unexpected), tuple(ignored), is_tied, tuple(notes))
->>>>>>> main
 
 
 def _add_decoder_sources(parameters: dict[str, Parameter], sources: dict[str, list[str]], stored: Mapping[str, _Stored]) -> None:

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-import json
 from dataclasses import replace
-=======
->>>>>>> main
 from pathlib import Path
 from typing import Any, Self
 
 from lucid.errors import FormatError
 from lucid.models.bert.config import BERTConfig
-<<<<<<< HEAD
-from lucid.models.checkpoint import LoadReport, config_json, has_tensor, load_tensors, read_config, save_tensors
-from lucid.models.hub import checkpoint_folder
-=======
 from lucid.models.checkpoint import LoadReport, config_json, has_tensor, load_tensors, read_config, save_folder
->>>>>>> main
+from lucid.models.hub import checkpoint_folder
 from lucid.nn import Module
 from lucid.text import BERTTokenizerFast
 

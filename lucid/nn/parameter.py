@@ -66,7 +66,8 @@ class Parameter(Tensor):
     def _values(self) -> np.ndarray[Any, Any]:
         if self._array is None:
             if self._packed is not None:
-                return self._packed.unpack()
+                unpacked: np.ndarray[Any, Any] = self._packed.unpack()
+                return unpacked
             self._array = self._initializer(self._shape)
         values: np.ndarray[Any, Any] = self._array
         return values
