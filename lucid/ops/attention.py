@@ -37,10 +37,11 @@ class AttentionDropout:
     examples: Array
 
 
-def _check_starts(name: str, starts: Array, n_rows: int) -> None:
-    want("attention", name, starts, np.int32, (None,))
+def want_starts(op: str, name: str, starts: Array, n_rows: int) -> None:
+    """Raise unless `starts` (B + 1,) rises from 0 to the number of rows."""
+    want(op, name, starts, np.int32, (None,))
     if len(starts) < 1 or starts[0] != 0 or starts[-1] != n_rows or (len(starts) > 1 and (starts[1:] < starts[:-1]).any()):
-        raise ValueError(f"attention: {name} must rise from 0 to the number of rows, {n_rows}")
+        raise ValueError(f"{op}: {name} must rise from 0 to the number of rows, {n_rows}")
 
 
 def _check(
@@ -62,9 +63,9 @@ def _check(
         want("attention", "keys_values", keys_values, np.float32, (None, 2 * width))
     if n_heads < 1 or width % n_heads:
         raise ValueError(f"attention: width {width} must be a multiple of n_heads {n_heads}")
-    _check_starts("key_starts", key_starts, n_queries if keys_values is None else keys_values.shape[0])
+    want_starts("attention", "key_starts", key_starts, n_queries if keys_values is None else keys_values.shape[0])
     if query_starts is not None:
-        _check_starts("query_starts", query_starts, n_queries)
+        want_starts("attention", "query_starts", query_starts, n_queries)
         if len(query_starts) != len(key_starts):
             raise ValueError("attention: query_starts and key_starts must tell of the same sequences")
         if ((np.diff(query_starts) > 0) & (np.diff(key_starts) == 0)).any():

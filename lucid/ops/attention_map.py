@@ -4,14 +4,16 @@ from typing import Any
 
 import numpy as np
 
+from lucid.ops.attention import want_starts
 from lucid.ops.linear import linear
-from lucid.ops.op import Array, Kernel, Op, want
+from lucid.ops.op import Array, Kernel, Op, want, want_ids
 
 
 def _check(qkv: Array, *, n_heads: int, starts: Array, columns: Array, length: int) -> None:
     want("attention_map", "qkv", qkv, np.float32, (None, None))
-    want("attention_map", "starts", starts, np.int32, (None,))
+    want_starts("attention_map", "starts", starts, qkv.shape[0])
     want("attention_map", "columns", columns, np.int32, (qkv.shape[0],))
+    want_ids("attention_map", "columns", columns, length)
     if n_heads < 1 or qkv.shape[1] % (3 * n_heads):
         raise ValueError(f"attention_map: width {qkv.shape[1]} must be 3 * n_heads * head width, n_heads {n_heads}")
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
+from lucid.ops import activation as elementwise
 from lucid.ops.activation import ACTIVATIONS
-from lucid.ops.activation import activation as activate
 from lucid.ops.op import Array, Kernel, Op, RowsGradient, rows_contiguous, want
 from lucid.threads import get_num_threads, threads_for
 
@@ -123,7 +123,7 @@ def _forward(
     )
     saved = (x, weight, bias is not None, residual is not None, activation, (begin, end), y if is_split else None) if keep else None
     if is_split:
-        y = activate(y, name=activation)
+        y = elementwise.activation(y, name=activation)
         if residual is not None:
             y += residual
     return y, saved
@@ -133,7 +133,7 @@ def _backward(saved: tuple[Any, ...], d_y: Array) -> tuple[Any, ...]:
     x, weight, has_bias, has_residual, activation, (begin, end), before = saved
     d_residual = d_y if has_residual else None
     if before is not None:
-        (d_y,) = activate.cpu.backward((before, activation), d_y)  # type: ignore[misc]
+        (d_y,) = elementwise.activation.cpu.backward((before, activation), d_y)  # type: ignore[misc]
     row_major = weight.unpack() if isinstance(weight, PackedWeight) else weight
     d_x = product(d_y, row_major[begin:end])
     d_weight = product(d_y, x, transpose_a=True)

@@ -55,7 +55,7 @@ def _check(
         raise ValueError(f"mask_replace_prob + random_replace_prob must not exceed 1, they make {mask_replace_prob + random_replace_prob}")
     if not 0 <= mask_token_id < vocab_size:
         raise IndexError(f"mask_token_id {mask_token_id} is outside the vocabulary, [0, {vocab_size})")
-    if len(special_ids) and (special_ids[0] < 0 or special_ids[-1] >= vocab_size or (np.diff(special_ids) <= 0).any()):
+    if len(special_ids) and (special_ids[0] < 0 or special_ids[-1] >= vocab_size or (special_ids[1:] <= special_ids[:-1]).any()):
         raise ValueError("mlm_mask: special_ids must be sorted, distinct and within the vocabulary")
     if len(special_ids) >= vocab_size and random_replace_prob > 0:
         raise ValueError("mlm_mask: every word is special: there is no random word to draw. Set random_replace_prob=0.")
