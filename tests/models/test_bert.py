@@ -720,7 +720,7 @@ class TestFillMask:
         texts = [f"the {a} and the [MASK] {b}, on the road, by the river and in the tree." for a in words[:23] for b in words[:30]]
         fills = trained.fill_mask(texts, top_k=2)
         assert sum(len(trained.tokenizer.encode(text)) for text in texts) > 3 * 4096
-        some = range(0, len(texts), 7)
+        some = range(0, len(texts), 29)
         assert [fills[i] for i in some] == [trained.fill_mask(texts[i], top_k=2) for i in some]
 
     @pytest.mark.parametrize("top_k", [1, 2, 119, 120])
