@@ -245,27 +245,85 @@ def load_tensors(model: Module, folder: Path, *, strict: bool = True) -> LoadRep
         A file is broken, a tensor is missing or has the wrong shape. No parameter was set.
     """
     with _open_folder(folder) as stored:
+        sources, report = _plan(model, folder, stored, strict=strict)
         wanted = dict(model.named_parameters())
-        notes = _settle_decoder(model, wanted, stored)
-        sources = {path: foreign_names(path) for path in wanted}
-        missing = sorted(name for names in sources.values() for name in names if name not in stored)
-        if missing and strict:
-            raise FormatError(
-                f"{folder.name}: the checkpoint lacks {_some(missing)}. If these are to start at random (a new head, say), pass strict=False."
-            )
-        for path, names in sources.items():
-            _check_shapes(path, wanted[path], names, stored)
-        values = {path: _read(wanted[path], names, stored) for path, names in sources.items() if all(name in stored for name in names)}
-        used = {name for path in values for name in sources[path]}
-        rest = sorted(stored.keys() - used)
+        values = {path: _read(wanted[path], names, stored) for path, names in sources.items()}
     for path, array in values.items():
         wanted[path].adopt(array)
-    ignored = tuple(name for name in rest if _IGNORED.match(name) or (_DECODER_WEIGHT not in dict(model._named()) and name.startswith("cls.")))
+    for note in report.notes:
+        warnings.warn(note, stacklevel=3)
+    if report.unexpected:
+        warnings.warn(f"{folder.name}: the model has no place for {_some(report.unexpected)}", stacklevel=3)
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor of a checkpoint.
+
+    Attributes
+    ----------
+    name : str. As the file has it.
+    dtype : str. The format's name, such as "F32".
+    shape : tuple of int
+    n_bytes : int
+    file : str. Name of its file.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    n_bytes: int
+    file: str
+
+
+def list_tensors(folder: Path) -> list[StoredTensor]:
+    """Return the tensors of a folder, by file and place, from the files' headers alone.
+
+    Raises
+    ------
+    FileNotFoundError, FormatError
+    """
+    with _open_folder(folder) as stored:
+        found = []
+        for each in stored.values():
+            entry = each.file.entries[each.name]
+            found.append(
+                (each.file.path.name, entry.offset, StoredTensor(each.name, entry.dtype, entry.shape, entry.n_bytes, each.file.path.name))
+            )
+    return [tensor for _, _, tensor in sorted(found, key=lambda place: place[:2])]
+
+
+def check_tensors(model: Module, folder: Path) -> LoadReport:
+    """Return what `load_tensors` would report, missing tensors included; no weights are read but a doubled decoder's.
+
+    Raises
+    ------
+    FileNotFoundError, FormatError
+    """
+    with _open_folder(folder) as stored:
+        return _plan(model, folder, stored, strict=False)[1]
+
+
+def _plan(model: Module, folder: Path, stored: dict[str, _Stored], *, strict: bool) -> tuple[dict[str, list[str]], LoadReport]:
+    """Return which tensors make which parameter, and what to report, after all checks that need no values."""
+    wanted = dict(model.named_parameters())
+    notes = _settle_decoder(model, wanted, stored)
+    sources = {path: foreign_names(path) for path in wanted}
+    missing = sorted(name for names in sources.values() for name in names if name not in stored)
+    if missing and strict:
+        raise FormatError(
+            f"{folder.name}: the checkpoint lacks {_some(missing)}. If these are to start at random (a new head, say), pass strict=False."
+        )
+    for path, names in sources.items():
+        _check_shapes(path, wanted[path], names, stored)
+    sources = {path: names for path, names in sources.items() if all(name in stored for name in names)}
+    rest = sorted(stored.keys() - {name for names in sources.values() for name in names})
+    paths = dict(model._named())
+    ignored = tuple(name for name in rest if _IGNORED.match(name) or (_DECODER_WEIGHT not in paths and name.startswith("cls.")))
     doubles = {_DECODER_WEIGHT, _DECODER_BIAS, _OUTPUT_BIAS}
     unexpected = tuple(name for name in rest if name not in ignored and name not in doubles)
-    if unexpected:
-        warnings.warn(f"{folder.name}: the model has no place for {_some(unexpected)}", stacklevel=3)
-    return LoadReport(len(values), tuple(missing), unexpected, ignored, _is_tied(model), tuple(notes))
+    return sources, LoadReport(len(sources), tuple(missing), unexpected, ignored, _is_tied(model), tuple(notes))
 
 
 def _is_tied(model: Module) -> bool:
@@ -293,8 +351,6 @@ def _settle_decoder(model: Any, wanted: dict[str, Parameter], stored: dict[str, 
             notes.append(f"config.json ties the decoder to the word table, but {_DECODER_WEIGHT} differs from it: loaded untied")
             model.untie_weights()
             wanted[_DECODER_WEIGHT] = dict(model.named_parameters())[_DECODER_WEIGHT]
-    for note in notes:
-        warnings.warn(note, stacklevel=4)
     return notes
 
 
@@ -305,7 +361,10 @@ def _are_equal(a: _Stored, b: _Stored) -> bool:
 def _check_shapes(path: str, parameter: Parameter, names: list[str], stored: Mapping[str, _Stored]) -> None:
     shape = (parameter.shape[0] // len(names), *parameter.shape[1:])
     for name in names:
-        if name in stored and stored[name].shape != shape:
+        if name not in stored:
+            continue
+        stored[name].file.want_floats(stored[name].name)
+        if stored[name].shape != shape:
             raise FormatError(
                 f"{stored[name].file.path.name}: tensor {name} has shape {stored[name].shape}, config.json makes it {shape} (for {path})"
             )

@@ -142,6 +142,19 @@ class SafetensorsFile:
             raise self._error(f"has tensor {name!r} at offsets {offsets!r}, which do not fit its shape {shape} or the file")
         return TensorEntry(dtype, tuple(shape), data_begin + offsets[0], n_bytes)
 
+    def want_floats(self, name: str) -> TensorEntry:
+        """Return where a tensor lies.
+
+        Raises
+        ------
+        FormatError
+            It does not hold floating-point numbers.
+        """
+        entry = self.entries[name]
+        if entry.dtype not in _FLOATS:
+            raise self._error(f"has tensor {name!r} of type {entry.dtype}, where floating-point numbers are wanted")
+        return entry
+
     def read_into(self, name: str, out: np.ndarray[Any, Any]) -> None:
         """Fill `out`, float32, C-contiguous and of the tensor's shape, converting halves and doubles.
 
@@ -150,9 +163,7 @@ class SafetensorsFile:
         FormatError
             The tensor does not hold floating-point numbers, or the file was cut short.
         """
-        entry = self.entries[name]
-        if entry.dtype not in _FLOATS:
-            raise self._error(f"has tensor {name!r} of type {entry.dtype}, where floating-point numbers are wanted")
+        entry = self.want_floats(name)
         if entry.dtype == "F32":
             self._read_bytes(name, entry, out)
             return
