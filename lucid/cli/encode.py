@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
@@ -34,32 +35,28 @@ def encode(
 
     [cyan]lucid encode --file lines.txt -m DIR | cut -f3[/cyan]
     """
-    source = lines_of(texts, file)
-    stream = None if source is None else open_lines(source)
     from lucid.text import BERTTokenizerFast
 
-    tokenizer = BERTTokenizerFast.from_pretrained(model)
+    with open_lines(lines_of(texts, file)) as stream:
+        tokenizer = BERTTokenizerFast.from_pretrained(model)
+        if stream is not None:
+            run_stream(stream, lambda texts: _encoded(tokenizer, texts, special), partial(_write, as_json))
+            return
+        for text, result in zip(texts or [], _encoded(tokenizer, texts or [], special), strict=True):
+            if as_json:
+                print(json.dumps({"text": text, **result}, ensure_ascii=False))
+            else:
+                _print_table(text, result)
 
-    def answer(texts: list[str]) -> list[Any]:
-        return _encoded(tokenizer, texts, special)
 
-    def write(out: TextIO, line: Line, result: Any) -> None:
-        if as_json:
-            found = {"error": result} if isinstance(result, str) else result
-            print(json.dumps({"line": line.number, "text": line.text, **found}, ensure_ascii=False), file=out)
-        elif isinstance(result, str):
-            say(f"line {line.number}: {result}")
-        else:
-            print(line.number, " ".join(result["tokens"]), " ".join(map(str, result["ids"])), sep="\t", file=out)
-
-    if stream is not None:
-        run_stream(stream, answer, write)
-        return
-    for text, result in zip(texts or [], answer(texts or []), strict=True):
-        if as_json:
-            print(json.dumps({"text": text, **result}, ensure_ascii=False))
-        else:
-            _print_table(text, result)
+def _write(as_json: bool, out: TextIO, line: Line, result: Any) -> None:
+    if as_json:
+        found = {"error": result} if isinstance(result, str) else result
+        print(json.dumps({"line": line.number, "text": line.text, **found}, ensure_ascii=False), file=out)
+    elif isinstance(result, str):
+        say(f"line {line.number}: {result}")
+    else:
+        print(line.number, " ".join(result["tokens"]), " ".join(map(str, result["ids"])), sep="\t", file=out)
 
 
 def _encoded(tokenizer: BERTTokenizerFast, texts: list[str], special: bool) -> list[dict[str, Any]]:

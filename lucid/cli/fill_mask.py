@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TextIO
 
 import typer
 
@@ -55,19 +55,27 @@ def fill_mask(
 
     [cyan]zcat lines.gz | lucid fill-mask - -m DIR | head[/cyan]
     """
-    source = lines_of(texts, file)
-    stream = None if source is None else open_lines(source)
     words = None if targets is None else _words(targets)
-    masked_lm = _load(model, threads)
-    settings: dict[str, Any] = {"top_k": top_k or (len(words) if words else 5), "targets": words, "joint": joint, "beam_width": beam_width}
-    masked_lm.fill_mask([], **settings)  # a wrong setting is one error, not one for every line
+    with open_lines(lines_of(texts, file)) as stream:
+        masked_lm = _load(model, threads)
+        settings: dict[str, Any] = {
+            "top_k": top_k or (len(words) if words else 5),
+            "targets": words,
+            "joint": joint,
+            "beam_width": beam_width,
+        }
+        masked_lm.fill_mask([], **settings)  # a wrong setting is one error, not one for every line
+        if stream is not None:
+            _fill_stream(masked_lm, stream, as_json, settings)
+        elif as_json:
+            several = texts or []
+            for text, result in zip(several, _answer(masked_lm, several, settings), strict=True):
+                print(_json(text, result))
+        else:
+            _print_tables(masked_lm, texts or [], _answer(masked_lm, texts or [], settings))
 
-    def answer(texts: list[str]) -> list[Any]:
-        if len(texts) == 1:  # an error then speaks of the text, not of its place in a list
-            return [masked_lm.fill_mask(texts[0], **settings)]
-        fills: list[Any] = masked_lm.fill_mask(texts, **settings)
-        return fills
 
+def _fill_stream(masked_lm: BERTForMaskedLM, stream: BinaryIO, as_json: bool, settings: dict[str, Any]) -> None:
     def write(out: TextIO, line: Line, result: Any) -> None:
         if as_json:
             print(_json(line.text, result, line.number), file=out)
@@ -77,18 +85,16 @@ def fill_mask(
             for row in _rows(result):
                 print(line.number, *row, sep="\t", file=out)
 
-    if stream is not None:
-        assert masked_lm.tokenizer is not None
-        mask = masked_lm.tokenizer.mask_token
-        run_stream(stream, answer, write, is_likely=lambda text: mask in text)
-        return
-    several = texts or []
-    fills = answer(several)
-    if as_json:
-        for text, result in zip(several, fills, strict=True):
-            print(_json(text, result))
-    else:
-        _print_tables(masked_lm, several, fills)
+    assert masked_lm.tokenizer is not None
+    mask = masked_lm.tokenizer.mask_token
+    run_stream(stream, lambda texts: _answer(masked_lm, texts, settings), write, is_likely=lambda text: mask in text)
+
+
+def _answer(masked_lm: BERTForMaskedLM, texts: list[str], settings: dict[str, Any]) -> list[Any]:
+    if len(texts) == 1:  # an error then speaks of the text, not of its place in a list
+        return [masked_lm.fill_mask(texts[0], **settings)]
+    fills: list[Any] = masked_lm.fill_mask(texts, **settings)
+    return fills
 
 
 def _load(folder: str, threads: int | None) -> BERTForMaskedLM:

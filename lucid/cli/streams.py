@@ -6,7 +6,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -96,17 +96,22 @@ def answer_each(texts: list[str], answer: Callable[[list[str]], list[Any]]) -> l
     return answer_each(texts[:half], answer) + answer_each(texts[half:], answer)
 
 
-def open_lines(path: Path | None) -> BinaryIO:
-    """Return a file, or standard input for None or "-", for `read_batches`.
+@contextmanager
+def open_lines(path: Path | None) -> Iterator[BinaryIO | None]:
+    """Open a file, or standard input for "-", for `run_stream`; None gives None.
 
     Raises
     ------
     OSError
         It cannot be read.
     """
-    if path is None or str(path) == "-":
-        return sys.stdin.buffer
-    return path.open("rb")
+    if path is None:
+        yield None
+    elif str(path) == "-":
+        yield sys.stdin.buffer
+    else:
+        with path.open("rb") as stream:
+            yield stream
 
 
 def run_stream(
@@ -132,8 +137,6 @@ def run_stream(
     """
     n_lines = n_wrong = 0
     with ExitStack() as stack:
-        if stream is not sys.stdin.buffer:
-            stack.enter_context(stream)
         advance = _progress(stack, stream)
         for lines, n_bytes in read_batches(stream):
             results: dict[int, Any] = {line.number: line.error for line in lines if line.error is not None}
