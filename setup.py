@@ -1,7 +1,7 @@
 """The compiled half of lucid: one extension per instruction set. Everything else is in pyproject.toml."""
 
 import os
-import platform
+import sysconfig
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -19,7 +19,11 @@ COMPILE = [
     # The register tile is one function, specialised by literal arguments: inlining is what makes it fast.
     "-DCYTHON_INLINE=inline __attribute__((always_inline))",
 ]
-INSTRUCTION_SETS = {"x86_64": {"baseline": [], "avx2": ["-mavx2", "-mfma"]}}.get(platform.machine(), {"baseline": []})
+BUILDS = {
+    "x86_64": {"baseline": [], "avx2": ["-mavx2", "-mfma"], "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]},
+    "aarch64": {"neon": []},  # every aarch64 has NEON, with fused multiply-adds
+}
+INSTRUCTION_SETS = BUILDS.get(sysconfig.get_platform().split("-")[-1], {"baseline": []})
 
 extensions = [Extension("lucid._ext._cpu", [f"{EXT}/_cpu.pyx"], extra_compile_args=["-O2", "-fopenmp"], extra_link_args=["-fopenmp"])]
 for name, flags in INSTRUCTION_SETS.items():
