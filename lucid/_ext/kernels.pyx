@@ -1,7 +1,7 @@
 # Every kernel, each after those it calls. A stub `_kernels_*.pyx` includes this file, and is compiled for its instruction set.
 
 from cython.parallel cimport prange, threadid
-from libc.math cimport INFINITY, exp, log, logf, sqrt, sqrtf
+from libc.math cimport INFINITY, frexp, sqrt, sqrtf  # exact or correctly rounded: the same everywhere
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
