@@ -1,8 +1,8 @@
 """CPU kernels: the build of them that suits this machine, as `kernels`.
 
 The same sources are compiled once per instruction set. The best one that the CPU can run is chosen at
-import; the environment variable ``LUCID_ISA`` (``baseline`` or ``avx2``) overrides the choice, and raises
-where it cannot run.
+import; the environment variable ``LUCID_ISA`` (a name from `_cpu.instruction_sets`) overrides the choice,
+and raises where it cannot run. ``avx512`` is used only where it is asked for.
 """
 
 import importlib

@@ -10,23 +10,39 @@ cdef extern from *:
     static int omp_get_max_threads(void) { return 1; }
     #endif
 
-    static int cpu_has_avx2_fma(void) {
+    #if defined(__aarch64__)
+    #define IS_AARCH64 1
+    #else
+    #define IS_AARCH64 0
+    #endif
+
+    /* __builtin_cpu_supports asks the operating system, too, whether it keeps the wide registers (XGETBV). */
     #if defined(__x86_64__)
+    static int runs_avx2(void) {
         __builtin_cpu_init();
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    #else
-        return 0;
-    #endif
     }
+    static int runs_avx512(void) {
+        return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
+            && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    }
+    #else
+    static int runs_avx2(void) { return 0; }
+    static int runs_avx512(void) { return 0; }
+    #endif
     """
     bint HAS_OPENMP
-    int omp_get_max_threads() nogil
-    bint cpu_has_avx2_fma() nogil
+    bint IS_AARCH64
+    bint runs_avx2() noexcept nogil
+    bint runs_avx512() noexcept nogil
+    int omp_get_max_threads() noexcept nogil
 
 
 def instruction_sets():
-    """Names of the kernel builds that this CPU can run, the preferred one first."""
-    return (["avx2"] if cpu_has_avx2_fma() else []) + ["baseline"]
+    """Names of the kernel builds that this CPU and its operating system can run; the first is the default."""
+    if IS_AARCH64:
+        return ["neon"]
+    return (["avx2"] if runs_avx2() else []) + (["avx512"] if runs_avx512() else []) + ["baseline"]
 
 
 def has_openmp():

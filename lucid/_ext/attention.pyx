@@ -93,7 +93,7 @@ cdef void attend(
             scale_row(o + i * wide, wide, 1 / l[i])
             memcpy(call.out + (row * call.n_heads + head) * width, o + i * wide, width * sizeof(float))
             if call.lse is not NULL:
-                call.lse[row * call.n_heads + head] = m[i] + logf(l[i])
+                call.lse[row * call.n_heads + head] = m[i] + <float> log1(l[i])
 
 
 cdef inline void rows_by_panel(

@@ -25,8 +25,8 @@ cdef inline double join_blocks(const BlockSum *blocks, Py_ssize_t n_blocks) noex
     for i in range(n_blocks):
         top = max(top, <double> blocks[i].top)
     for i in range(n_blocks):
-        total += blocks[i].total * (exp(blocks[i].top - top) if blocks[i].top > -INFINITY else 1)
-    return top + log(total) if top > -INFINITY else top + total
+        total += blocks[i].total * (exp1(<float> (blocks[i].top - top)) if blocks[i].top > -INFINITY else 1)
+    return top + log1(total) if top > -INFINITY else top + total
 
 
 def cross_entropy_forward(

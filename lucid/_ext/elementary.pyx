@@ -1,4 +1,5 @@
-# exp, erf, tanh and the activations made of them, over one vector. Polynomials after range reduction;
+# exp, log, erf, tanh and the activations made of them. No kernel calls the C library for these: its last
+# bit depends on the system. Polynomials after range reduction, over one vector (log: one double);
 # coefficients: exp Cephes `expf` (Moshier 1989), erf and tanh the minimax pairs of N. Juffa. Largest
 # relative errors against float64, asserted in tests/ops/test_activation.py: exp 1.0e-7, erf 1.2e-7,
 # tanh 1.8e-7 (an ulp of 1.0 is 1.2e-7).
@@ -41,6 +42,24 @@ cdef inline float exp1(float x) noexcept nogil:
     cdef float[LANES] lanes
     store(lanes, exp_vector(set1(x)))
     return lanes[0]
+
+
+cdef inline double log1(double x) noexcept nogil:
+    """log(x), x > 0, to 1e-15: log(m 2^e) = e log 2 + 2 atanh((m - 1) / (m + 1)).
+
+    Our own, in plain products and sums, because the C library's differs from one system to the next.
+    """
+    cdef int e, i
+    cdef double m = frexp(x, &e), s, total = 0
+    if not x < INFINITY:
+        return x
+    if m < 0.70710678118654752:
+        m *= 2
+        e -= 1
+    s = (m - 1) / (m + 1)
+    for i in range(10, -1, -1):
+        total = total * (s * s) + 1.0 / (2 * i + 1)
+    return e * 0.69314718055994531 + 2 * s * total
 
 
 cdef inline vf erf_vector(vf x) noexcept nogil:

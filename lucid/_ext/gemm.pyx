@@ -1,18 +1,18 @@
 # Blocked matrix product C[M, N] = A[M, K] . B[K, N] with B packed in panels.
 #
 # B is cut into panels of PANEL = 3 * LANES columns, each stored [K][PANEL] and padded with zeros, so
-# that a tile of 4 rows x PANEL columns reads it in one stream. 12 accumulators + 3 columns + 1
-# broadcast = 16 registers (AVX2). A is read where it lies.
+# that a tile of TILE_ROWS rows x PANEL columns reads it in one stream. With 4 rows, 12 accumulators +
+# 3 columns + 1 broadcast = 16 registers; with 8 rows, 28 of 32. A is read where it lies.
 #
 # An output is always the same sum: chains of CHAIN fused multiply-adds in k order, their totals added
 # in k order. Neither M, nor the thread count, nor the cache blocks below can change a bit of it.
 
 cdef enum:
     PANEL = 3 * LANES    # columns of a panel, and of a register tile
-    TILE_ROWS = 4        # rows of a register tile
     CHAIN = 256          # products added in one register before the total moves to C: sets rounding
     K_BLOCK = 768        # k per pass: 64 rows of A stay in L2 (196 KB); a multiple of CHAIN
     M_BLOCK = 64         # rows per pass over the panels
+    AHEAD = 16 * LANES   # bytes of the next panel that a tile fetches per 4 k: three tiles fetch all of it
 
 # What happens to a tile on its way out: activation(product + bias) + residual.
 cdef struct Epilogue:
@@ -22,14 +22,36 @@ cdef struct Epilogue:
     int activation
 
 
-cdef inline void put(float *c, vf x0, vf x1, vf x2, bint add) noexcept nogil:
+# The sums of one row of a tile.
+cdef struct TileRow:
+    vf c0
+    vf c1
+    vf c2
+
+
+cdef inline TileRow zeros() noexcept nogil:
+    cdef TileRow row
+    row.c0 = set1(0)
+    row.c1 = set1(0)
+    row.c2 = set1(0)
+    return row
+
+
+cdef inline void add_products(TileRow *row, float a, vf b0, vf b1, vf b2) noexcept nogil:
+    cdef vf x = set1(a)
+    ACCUMULATE(row.c0, x, b0)
+    ACCUMULATE(row.c1, x, b1)
+    ACCUMULATE(row.c2, x, b2)
+
+
+cdef inline void put(float *c, TileRow row, bint add) noexcept nogil:
     if add:
-        x0 = load(c) + x0
-        x1 = load(c + LANES) + x1
-        x2 = load(c + 2 * LANES) + x2
-    store(c, x0)
-    store(c + LANES, x1)
-    store(c + 2 * LANES, x2)
+        row.c0 = load(c) + row.c0
+        row.c1 = load(c + LANES) + row.c1
+        row.c2 = load(c + 2 * LANES) + row.c2
+    store(c, row.c0)
+    store(c + LANES, row.c1)
+    store(c + 2 * LANES, row.c2)
 
 
 cdef inline void tile(
@@ -40,83 +62,84 @@ cdef inline void tile(
 
     `rows` and `unroll` are literals at every call: the compiler keeps the code of those rows only.
     """
-    cdef vf c00 = set1(0), c01 = set1(0), c02 = set1(0)
-    cdef vf c10 = set1(0), c11 = set1(0), c12 = set1(0)
-    cdef vf c20 = set1(0), c21 = set1(0), c22 = set1(0)
-    cdef vf c30 = set1(0), c31 = set1(0), c32 = set1(0)
-    cdef vf b0, b1, b2, x
-    cdef const float *a1 = a + a_stride
-    cdef const float *a2 = a1 + a_stride
-    cdef const float *a3 = a2 + a_stride
+    cdef TileRow r0, r1, r2, r3, r4, r5, r6, r7
+    cdef vf b0, b1, b2
+    cdef const float *a4 = a + 4 * a_stride
     cdef Py_ssize_t _step
     cdef int u
+    r0 = r1 = r2 = r3 = r4 = r5 = r6 = r7 = zeros()
     for _step in range(k // unroll):
         PREFETCH(next_panel)
-        PREFETCH(next_panel + 64)
+        if AHEAD > 64:
+            PREFETCH(next_panel + 64)
+        if AHEAD > 128:
+            PREFETCH(next_panel + 128)
+            PREFETCH(next_panel + 192)
         next_panel += next_step
         for u in range(unroll):
             b0 = load(b)
             b1 = load(b + LANES)
             b2 = load(b + 2 * LANES)
-            x = set1(a[u])
-            ACCUMULATE(c00, x, b0)
-            ACCUMULATE(c01, x, b1)
-            ACCUMULATE(c02, x, b2)
+            add_products(&r0, a[u], b0, b1, b2)
             if rows > 1:
-                x = set1(a1[u])
-                ACCUMULATE(c10, x, b0)
-                ACCUMULATE(c11, x, b1)
-                ACCUMULATE(c12, x, b2)
+                add_products(&r1, a[a_stride + u], b0, b1, b2)
             if rows > 2:
-                x = set1(a2[u])
-                ACCUMULATE(c20, x, b0)
-                ACCUMULATE(c21, x, b1)
-                ACCUMULATE(c22, x, b2)
+                add_products(&r2, a[2 * a_stride + u], b0, b1, b2)
             if rows > 3:
-                x = set1(a3[u])
-                ACCUMULATE(c30, x, b0)
-                ACCUMULATE(c31, x, b1)
-                ACCUMULATE(c32, x, b2)
+                add_products(&r3, a[3 * a_stride + u], b0, b1, b2)
+            if rows > 4:
+                add_products(&r4, a4[u], b0, b1, b2)
+                add_products(&r5, a4[a_stride + u], b0, b1, b2)
+                add_products(&r6, a4[2 * a_stride + u], b0, b1, b2)
+                add_products(&r7, a4[3 * a_stride + u], b0, b1, b2)
             b += PANEL
         a += unroll
-        a1 += unroll
-        a2 += unroll
-        a3 += unroll
-    put(c, c00, c01, c02, add)
+        a4 += unroll
+    put(c, r0, add)
     if rows > 1:
-        put(c + c_stride, c10, c11, c12, add)
+        put(c + c_stride, r1, add)
     if rows > 2:
-        put(c + 2 * c_stride, c20, c21, c22, add)
+        put(c + 2 * c_stride, r2, add)
     if rows > 3:
-        put(c + 3 * c_stride, c30, c31, c32, add)
+        put(c + 3 * c_stride, r3, add)
+    if rows > 4:
+        put(c + 4 * c_stride, r4, add)
+        put(c + 5 * c_stride, r5, add)
+        put(c + 6 * c_stride, r6, add)
+        put(c + 7 * c_stride, r7, add)
+
+
+cdef inline void chain_of_rows(
+    int rows, const float *a, Py_ssize_t a_stride, const float *b, Py_ssize_t k,
+    float *c, Py_ssize_t c_stride, bint add, const char *next_panel, Py_ssize_t next_step,
+) noexcept nogil:
+    """`rows` is a literal at every call. What is left of k modulo 4 forms a chain of its own."""
+    cdef Py_ssize_t whole = k - k % 4
+    if whole:
+        tile(rows, 4, a, a_stride, b, whole, c, c_stride, add, next_panel, next_step)
+    if whole < k:
+        tile(rows, 1, a + whole, a_stride, b + whole * PANEL, k - whole, c, c_stride, add or whole > 0, next_panel, 0)
 
 
 cdef void chain(
     int rows, const float *a, Py_ssize_t a_stride, const float *b, Py_ssize_t k,
     float *c, Py_ssize_t c_stride, bint add, const char *next_panel, Py_ssize_t next_step,
 ) noexcept nogil:
-    """One chain (k <= CHAIN) of 1 to 4 rows; what is left of k modulo 4 forms a chain of its own."""
-    cdef Py_ssize_t whole = k - k % 4
-    if rows == 4:
-        if whole:
-            tile(4, 4, a, a_stride, b, whole, c, c_stride, add, next_panel, next_step)
-        if whole < k:
-            tile(4, 1, a + whole, a_stride, b + whole * PANEL, k - whole, c, c_stride, add or whole > 0, next_panel, 0)
-    elif rows == 3:
-        if whole:
-            tile(3, 4, a, a_stride, b, whole, c, c_stride, add, next_panel, next_step)
-        if whole < k:
-            tile(3, 1, a + whole, a_stride, b + whole * PANEL, k - whole, c, c_stride, add or whole > 0, next_panel, 0)
+    """One chain (k <= CHAIN) of 1 to TILE_ROWS rows."""
+    if TILE_ROWS == 8 and rows == 8:
+        chain_of_rows(8, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
+        return
+    if rows >= 4:
+        chain_of_rows(4, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
+        a += 4 * a_stride
+        c += 4 * c_stride
+        rows -= 4
+    if rows == 3:
+        chain_of_rows(3, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
     elif rows == 2:
-        if whole:
-            tile(2, 4, a, a_stride, b, whole, c, c_stride, add, next_panel, next_step)
-        if whole < k:
-            tile(2, 1, a + whole, a_stride, b + whole * PANEL, k - whole, c, c_stride, add or whole > 0, next_panel, 0)
-    else:
-        if whole:
-            tile(1, 4, a, a_stride, b, whole, c, c_stride, add, next_panel, next_step)
-        if whole < k:
-            tile(1, 1, a + whole, a_stride, b + whole * PANEL, k - whole, c, c_stride, add or whole > 0, next_panel, 0)
+        chain_of_rows(2, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
+    elif rows == 1:
+        chain_of_rows(1, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
 
 
 cdef void finish(float *c, Py_ssize_t c_stride, int rows, const float *bias, const float *residual,
@@ -234,9 +257,8 @@ cdef void product(
                              corner, c_stride, accumulate or k0 > 0, is_done, epilogue, column, i0 + i)
                         continue
                     chains(<int> row_tile, block_a + i * block_stride, block_stride, b, k_here,
-                           corner, c_stride, accumulate or k0 > 0, next_panel, 128)
-                    # 128 bytes for 4 k: three tiles of 4 rows fetch a whole panel. Then it is there.
-                    next_panel = next_panel + k_here // 4 * 128 if i < 2 * TILE_ROWS else <const char *> b
+                           corner, c_stride, accumulate or k0 > 0, next_panel, AHEAD)
+                    next_panel = next_panel + k_here // 4 * AHEAD if i < 2 * TILE_ROWS else <const char *> b
                     if is_done:
                         bias = epilogue.bias + column if epilogue.bias is not NULL else NULL
                         residual = NULL

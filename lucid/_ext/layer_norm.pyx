@@ -48,7 +48,7 @@ def layer_norm_forward(
     for t in prange(n_rows, nogil=True, schedule="static", num_threads=n_threads):
         if pr is not NULL:
             add_row(px + t * n, pr + t * n, ps + t * n, n)
-        normalise_row(ps + t * n if pr is not NULL else px + t * n, py + t * n, n, pg, pb, eps,
+        normalise_row(<const float *> ps + t * n if pr is not NULL else px + t * n, py + t * n, n, pg, pb, eps,
                       pm + t if pm is not NULL else NULL, pd + t if pm is not NULL else NULL)
 
 

@@ -3,6 +3,7 @@
 #
 # Every fused multiply-add is spelled `fma` (the build passes -ffp-contract=off), so the instruction
 # sets that have one give the same bits; the x86-64 baseline rounds twice and stays within 1e-6.
+# AVX-512 and NEON have 32 vector registers, the others 16: hence the height of the register tile.
 
 cdef extern from *:
     """
@@ -12,14 +13,22 @@ cdef extern from *:
     #include <string.h>
     #if defined(__x86_64__)
     #include <immintrin.h>
+    #elif defined(__aarch64__)
+    #include <arm_neon.h>
     #endif
 
     #if defined(__AVX512F__)
     #define LANES 16
+    #define TILE_ROWS 8
     #elif defined(__AVX2__)
     #define LANES 8
+    #define TILE_ROWS 4
+    #elif defined(__aarch64__)
+    #define LANES 4
+    #define TILE_ROWS 8
     #else
     #define LANES 4
+    #define TILE_ROWS 4
     #endif
 
     /* aligned(4): rows of any width may be loaded; may_alias: buffers are plain float arrays. */
@@ -47,12 +56,16 @@ cdef extern from *:
     LUCID_INLINE vf min_(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
     #else
     LUCID_INLINE vf set1(float x) { return (vf){x, x, x, x}; }
+    #if defined(__aarch64__)
+    LUCID_INLINE vf fma_(vf a, vf b, vf c) { return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+    #else
     LUCID_INLINE vf fma_(vf a, vf b, vf c) { return a * b + c; }
+    #endif
     LUCID_INLINE vf max_(vf a, vf b) { return choose(a > b, a, b); }   /* like maxps: b where either is NaN */
     LUCID_INLINE vf min_(vf a, vf b) { return choose(a < b, a, b); }
     #endif
 
-    #if defined(__FMA__)
+    #if defined(__FMA__) || defined(__aarch64__)
     #define fma1(a, b, c) __builtin_fmaf(a, b, c)
     #else
     #define fma1(a, b, c) ((a) * (b) + (c))
@@ -62,12 +75,15 @@ cdef extern from *:
        accumulators between registers, which halves the speed of the register tile. */
     #if LANES == 16 || LANES == 8
     #define ACCUMULATE(c, x, b) __asm__("vfmadd231ps %2, %1, %0" : "+v"(c) : "v"(x), "v"(b))
+    #elif defined(__aarch64__)
+    #define ACCUMULATE(c, x, b) __asm__("fmla %0.4s, %2.4s, %1.s[0]" : "+w"(c) : "w"((x)[0]), "w"(b))
     #else
     #define ACCUMULATE(c, x, b) ((c) = fma_(x, b, c))
     #endif
     #define PREFETCH(p) __builtin_prefetch((p), 0, 2)
     """
-    enum: LANES
+    enum: LANES      # floats of a vector
+    enum: TILE_ROWS  # rows of the register tile of gemm.pyx: 4 or 8
     # To Cython a vector is a float, so that operators pass through to C, where they work lane by lane.
     ctypedef float vf
     ctypedef int vi
