@@ -8,45 +8,70 @@ free as soon as the model has done with it.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import ContextDecorator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from lucid.ops.op import Array, Op, RowsGradient
 from lucid.tensor import Tensor
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _numbers = itertools.count()
-_local = threading.local()
+
+
+class _Recording(threading.local):
+    """Whether a thread records, and what it did before each `no_grad` that it is inside of."""
+
+    def __init__(self) -> None:
+        self.is_on = True
+        self.before: list[bool] = []
+
+
+_recording = _Recording()
 
 
 def is_grad_enabled() -> bool:
     """Return whether this thread records operations."""
-    return getattr(_local, "enabled", True)
+    return _recording.is_on
 
 
 class no_grad(ContextDecorator):
-    """Record nothing inside: ``with no_grad(): ...`` or ``@no_grad()``. For the calling thread only."""
+    """Record nothing inside: ``with no_grad(): ...`` or ``@no_grad()``. For the calling thread only.
 
-    _enabled = False
+    Raises
+    ------
+    TypeError
+        It decorates a generator or a coroutine, whose body would run outside.
+    """
+
+    _is_on = False
+
+    def __call__(self, function: _Function) -> _Function:
+        """Return `function` so that it runs inside."""
+        if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(f"{type(self).__name__} cannot decorate a generator or coroutine: use it inside, with `with`")
+        return super().__call__(function)
 
     def __enter__(self) -> Self:
-        self._before = [*getattr(self, "_before", []), is_grad_enabled()]
-        _local.enabled = self._enabled
+        # Kept with the thread, not with `self`: threads share the `no_grad` of a decorated function.
+        _recording.before.append(_recording.is_on)
+        _recording.is_on = self._is_on
         return self
 
     def __exit__(self, *_: object) -> None:
-        _local.enabled = self._before.pop()
+        _recording.is_on = _recording.before.pop()
 
 
 class enable_grad(no_grad):
-    """Record again inside a `no_grad`."""
+    """Record again inside a `no_grad`: ``with enable_grad(): ...`` or ``@enable_grad()``."""
 
-    _enabled = True
+    _is_on = True
 
 
 @dataclass(slots=True, eq=False)
