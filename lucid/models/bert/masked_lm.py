@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lucid.autograd import apply
+from lucid.autograd import apply, no_grad
 from lucid.models.bert.backbone import BERT, Trace, check_table, make_trace, resized, unpack
 from lucid.models.bert.config import BERTConfig
 from lucid.models.bert.packing import PackedBatch, TokenRows, attention_cells, integers, want_range
@@ -259,6 +259,7 @@ class BERTForMaskedLM(PretrainedModel, TextMethods):
         if self.tokenizer is not None:
             self.special_token_ids = sorted(set(self.tokenizer.all_special_ids))
 
+    @no_grad()
     def top_k(self, batch: PackedBatch, rows: TokenRows, k: int) -> tuple[Any, Any, Any]:
         """Return the k best words of `rows`: logits (P, k), ids (P, k) and log-sum-exp (P,), as arrays."""
         decoder = self.cls.predictions.decoder
@@ -266,6 +267,7 @@ class BERTForMaskedLM(PretrainedModel, TextMethods):
         values, ids, lse = apply(decoder_top_k, x, decoder.weight.packed(), decoder.bias, k=k)
         return values.array, ids.array, lse.array
 
+    @no_grad()
     def logits_of(self, batch: PackedBatch, rows: TokenRows, words: Any) -> tuple[Any, Any]:
         """Return the logits of some words, (P, len(words)), and log-sum-exp over all words, (P,), for `rows`."""
         decoder = self.cls.predictions.decoder
