@@ -45,6 +45,7 @@ _ROWS_SUMMED = 64
 
 def norm_backward(total: Array, gain: Array, mean: Array, rstd: Array, d_y: Array) -> tuple[Array, Array, Array]:
     """Return the gradients of the sums before the normalisation, of gain and of bias."""
+    want("layer_norm", "d_y", d_y, np.float32, total.shape)
     d_x = np.empty(total.shape, np.float32)
     n_parts = -(-len(total) // _ROWS_SUMMED)
     d_gain, d_bias = np.zeros((2, n_parts, total.shape[1]), np.float32)
