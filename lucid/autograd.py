@@ -206,7 +206,7 @@ def backward(tensor: Tensor, gradient: Any = None) -> None:
         if tensor.size != 1:
             raise ValueError(f"backward() of a tensor of shape {tensor.shape} wants a gradient of that shape; or take its loss first")
         gradient = np.ones(tensor.shape, np.float32)
-    gradient = np.asarray(gradient, np.float32)
+    gradient = np.array(gradient, np.float32)  # a copy: what flows back may become a leaf's `grad`
     if gradient.shape != tensor.shape:
         raise ValueError(f"backward() wants a gradient of shape {tensor.shape}, not {gradient.shape}")
     nodes = _nodes_before(tensor.node)

@@ -41,7 +41,7 @@ class Parameter(Tensor):
         self._packed: PackedWeight | None = None
         self._shape = tuple(shape)
         self._initializer = initializer
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # again: `write` holds it while its caller may read
         self.version = 0
         self.grad = None
         self.node = None
@@ -66,7 +66,8 @@ class Parameter(Tensor):
     def _values(self) -> np.ndarray[Any, Any]:
         if self._array is None:
             if self._packed is not None:
-                return self._packed.unpack()
+                unpacked: np.ndarray[Any, Any] = self._packed.unpack()
+                return unpacked
             self._array = self._initializer(self._shape)
         values: np.ndarray[Any, Any] = self._array
         return values
@@ -117,12 +118,15 @@ class Parameter(Tensor):
 
     @contextmanager
     def write(self) -> Iterator[np.ndarray[Any, Any]]:
-        """Give the row-major array for writing in place; afterwards the version rises."""
+        """Give the row-major array for writing in place; the version rises."""
         with self._lock:
-            self._array = self._values()
-            self._packed = None
+            array = self._values()
             self.version += 1
-            yield self._array
+            try:
+                yield array
+            finally:
+                # Only now: whoever read inside may have changed the layout.
+                self._array, self._packed = array, None
 
     def __repr__(self) -> str:
         return f"Parameter(shape={self.shape})"
