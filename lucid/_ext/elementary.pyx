@@ -16,8 +16,9 @@ ctypedef enum Activation:
 
 
 cdef inline vf exp_vector(vf x) noexcept nogil:
-    """exp(x): 0 below -87.3, 2.4e38 above 88.37."""
-    cdef vf is_tiny = as_float(less(x, set1(-87.3)))
+    """exp(x): 0 below -87.3, infinite above 88.37."""
+    cdef vi is_tiny = less(x, set1(-87.3))
+    cdef vi is_huge = less(set1(88.37), x)
     cdef vf n, r, p
     x = maximum(set1(-87.3), minimum(set1(88.37), x))
     # Adding 1.5 * 2^23 rounds to an integer, and leaves that integer in the low bits.
@@ -31,8 +32,9 @@ cdef inline vf exp_vector(vf x) noexcept nogil:
     p = fma(p, r, set1(1.6666665459e-1))
     p = fma(p, r, set1(5.0000001201e-1))
     p = fma(p, r * r, r) + set1(1)
-    p = as_float(as_bits(p) + (as_bits(n) << 23))
-    return choose(as_bits(is_tiny), set1(0), p)
+    # Times 2^n, which is made of n's bits; a product, so that a NaN stays one.
+    p = p * as_float((as_bits(n) << 23) + as_bits(set1(1)))
+    return choose(is_huge, set1(INFINITY), choose(is_tiny, set1(0), p))
 
 
 cdef inline float exp1(float x) noexcept nogil:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.linear import PackedWeight, column_sum, linear, product
+from lucid.ops.linear import PackedWeight, column_sum, linear, product, want_weight
 from lucid.ops.op import Array, Kernel, Op, want, want_ids
 from lucid.threads import get_num_threads, threads_for
 
@@ -15,9 +15,7 @@ _ROWS_SORTED_AT_ONCE = 16
 
 
 def _check_product(op: str, x: Array, weight: PackedWeight | Array, bias: Array | None) -> None:
-    if not isinstance(weight, PackedWeight):
-        want(op, "weight", weight, np.float32, (None, None))
-    n_words, width = weight.shape
+    n_words, width = want_weight(op, "weight", weight)
     if n_words == 0 or width == 0:
         raise ValueError(f"{op}: weight has shape {weight.shape}")
     want(op, "x", x, np.float32, (None, width))

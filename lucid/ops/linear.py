@@ -55,6 +55,18 @@ class PackedWeight:
         return weight
 
 
+def want_weight(op: str, name: str, weight: PackedWeight | Array) -> tuple[int, int]:
+    """Return (N, K) of a weight; raise unless it is a float32 matrix or a sound `PackedWeight`."""
+    if not isinstance(weight, PackedWeight):
+        want(op, name, weight, np.float32, (None, None))
+        n, k = weight.shape
+        return n, k
+    n, k = weight.shape
+    width = kernels.panel_width
+    want(op, f"{name}.panels", weight.panels, np.float32, (-(-n // width), k, width))
+    return n, k
+
+
 def _check(
     x: Array,
     weight: PackedWeight | Array,
@@ -64,10 +76,8 @@ def _check(
     activation: str | None = None,
     columns: tuple[int, int] | None = None,
 ) -> None:
-    n, k = weight.shape
+    n, k = want_weight("linear", "weight", weight)
     want("linear", "x", x, np.float32, (None, k))
-    if not isinstance(weight, PackedWeight):
-        want("linear", "weight", weight, np.float32, (None, None))
     if k == 0:
         raise ValueError("linear: x and weight have width 0")
     begin, end = columns or (0, n)

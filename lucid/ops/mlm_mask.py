@@ -6,7 +6,7 @@ import numpy as np
 
 from lucid._ext import kernels
 from lucid.ops.op import Array, Kernel, Op, want
-from lucid.random import Purpose, stream
+from lucid.random import Purpose, check_seed, stream
 from lucid.threads import threads_for
 
 
@@ -31,6 +31,19 @@ def _check(
     want("mlm_mask", "columns", columns, np.int32, ids.shape)
     want("mlm_mask", "examples", examples, np.int32, ids.shape)
     want("mlm_mask", "special_ids", special_ids, np.int32, (None,))
+    check_seed(seed)
+    for name, n, most in (
+        ("vocab_size", vocab_size, 1 << 31),
+        ("mask_token_id", mask_token_id, None),
+        ("ignore_index", ignore_index, None),
+        ("epoch", epoch, 1 << 16),
+    ):
+        if isinstance(n, bool) or not hasattr(n, "__index__"):
+            raise TypeError(f"mlm_mask: {name} must be an integer, not {type(n).__name__}")
+        if most is not None and not 0 <= n < most:
+            raise ValueError(f"mlm_mask: {name} must lie between 0 and {most - 1}, not {n}")
+    if not -(1 << 63) <= ignore_index < 1 << 63:
+        raise ValueError(f"mlm_mask: ignore_index must be a 64-bit integer, not {ignore_index}")
     for name, p in (
         ("mlm_probability", mlm_probability),
         ("mask_replace_prob", mask_replace_prob),

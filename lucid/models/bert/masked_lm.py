@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -341,7 +342,7 @@ class BERTForMaskedLM(PretrainedModel, TextMethods):
         is_tied = self.config.tie_word_embedding
         old = self.cls.predictions.decoder
         table = self.bert.resize_token_embeddings(n_words)
-        self.config = self.bert.config
+        self.config = replace(self.bert.config)
         values = resized(old, n_words, self.config.initializer_range)
         self.cls.predictions.decoder = Linear(self.config.hidden_size, n_words, lambda _: values["weight"])
         self.cls.predictions.decoder.bias.adopt(values["bias"])
@@ -358,14 +359,18 @@ class BERTForMaskedLM(PretrainedModel, TextMethods):
         """Replace the decoder by another of the same shape."""
         check_table("output embeddings", decoder, Linear, self.cls.predictions.decoder.weight.shape)
         self.cls.predictions.decoder = decoder
+        self._settle(decoder.weight is self.bert.embeddings.word_embeddings.weight)
 
     def tie_weights(self) -> None:
         """Let the decoder multiply with the word table itself."""
         self.cls.predictions.decoder.weight = self.bert.embeddings.word_embeddings.weight
-        self.config.tie_word_embedding = True
+        self._settle(True)
 
     def untie_weights(self) -> None:
         """Give the decoder a weight of its own, equal to the word table."""
-        table = self.bert.embeddings.word_embeddings.weight
-        self.cls.predictions.decoder.weight = Parameter(table.shape, lambda _: np.array(table.array))
-        self.config.tie_word_embedding = False
+        values = np.array(self.bert.embeddings.word_embeddings.weight.array)
+        self.cls.predictions.decoder.weight = Parameter(values.shape, lambda _: values)
+        self._settle(False)
+
+    def _settle(self, is_tied: bool) -> None:
+        self.config.tie_word_embedding = self.bert.config.tie_word_embedding = is_tied
