@@ -265,7 +265,7 @@ class BERTForMaskedLM(PretrainedModel, TextMethods):
         """Return the k best words of `rows`: logits (P, k), ids (P, k) and log-sum-exp (P,), as arrays."""
         decoder = self.cls.predictions.decoder
         x = self._transformed(batch, rows)
-        values, ids, lse = apply(decoder_top_k, x, decoder.weight.packed(), decoder.bias, k=k)
+        values, ids, lse = apply(decoder_top_k, x, decoder.value(decoder.weight, packed=True), decoder.bias, k=k)
         return values.array, ids.array, lse.array
 
     @no_grad()
