@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from lucid.autograd import is_grad_enabled
 from lucid.device import Device, check_device
 from lucid.nn.parameter import Parameter
 
@@ -122,9 +121,9 @@ class Module:
         """Return what an operation is to take for one of the module's parameters.
 
         In train mode the parameter itself, so that it is on the tape, and its row-major array is kept. In eval
-        mode, and inside `no_grad`, a constant: its packed weight if `packed`, else its array.
+        mode a constant: its packed weight if `packed`, else its array.
         """
-        if self.training and is_grad_enabled():
+        if self.training:
             parameter.row_major()
             return parameter
         return parameter.packed() if packed else parameter.array

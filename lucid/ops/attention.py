@@ -116,6 +116,7 @@ def _forward(
 
 def _backward(saved: tuple[Any, ...], d_out: Array) -> tuple[Array, ...]:
     queries, keys_values, query_starts, starts, n_heads, out, lse, dropout = saved
+    want("attention", "d_out", d_out, np.float32, out.shape)
     q, k, v = _split(queries, keys_values)
     d_queries = np.empty(queries.shape, np.float32)
     d_keys_values = None if keys_values is None else np.empty(keys_values.shape, np.float32)

@@ -277,14 +277,16 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
         if self.tokenizer is not None:
             self.special_token_ids = sorted(set(self.tokenizer.all_special_ids))
 
+    @no_grad()
     def top_k(self, batch: PackedBatch, rows: TokenRows, k: int) -> tuple[Any, Any, Any]:
         """Return the k best words of `rows`: logits (P, k), ids (P, k) and log-sum-exp (P,), as arrays."""
         decoder = self.cls.predictions.decoder
         with no_grad():
             x = self._transformed(batch, rows)
-            values, ids, lse = apply(decoder_top_k, x, decoder.weight.packed(), decoder.bias, k=k)
+            values, ids, lse = apply(decoder_top_k, x, decoder.value(decoder.weight, packed=True), decoder.bias, k=k)
         return values.array, ids.array, lse.array
 
+    @no_grad()
     def logits_of(self, batch: PackedBatch, rows: TokenRows, words: Any) -> tuple[Any, Any]:
         """Return the logits of some words, (P, len(words)), and log-sum-exp over all words, (P,), for `rows`."""
         decoder = self.cls.predictions.decoder

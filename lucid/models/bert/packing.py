@@ -191,6 +191,8 @@ def pack(
         embeds = as_array(inputs_embeds)
         if embeds.dtype.kind != "f":
             raise TypeError(f"inputs_embeds must hold floating-point numbers, not {embeds.dtype}")
+        if isinstance(inputs_embeds, Tensor) and inputs_embeds.requires_grad and embeds.dtype != np.float32:
+            raise TypeError(f"inputs_embeds can get a gradient in float32, not {embeds.dtype}")
         if embeds.ndim != 3 or embeds.shape[2] != config.hidden_size:
             raise ValueError(f"inputs_embeds must have shape (batch, sequence, {config.hidden_size}), not {embeds.shape}")
         shape = embeds.shape[:2]
