@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lucid.cli.arguments import File, Json, Model, lines_of
 from lucid.cli.errors import say
-from lucid.cli.streams import Line, open_lines, run_stream
+from lucid.cli.streams import Line, open_lines, run_stream, to_json
 
 if TYPE_CHECKING:
     from lucid.text import BERTTokenizerFast
@@ -40,23 +39,23 @@ def encode(
     with open_lines(lines_of(texts, file)) as stream:
         tokenizer = BERTTokenizerFast.from_pretrained(model)
         if stream is not None:
-            run_stream(stream, lambda texts: _encoded(tokenizer, texts, special), partial(_write, as_json))
+            run_stream(stream, lambda texts: _encoded(tokenizer, texts, special), partial(_record, as_json))
             return
         for text, result in zip(texts or [], _encoded(tokenizer, texts or [], special), strict=True):
             if as_json:
-                print(json.dumps({"text": text, **result}, ensure_ascii=False))
+                print(to_json({"text": text, **result}))
             else:
                 _print_table(text, result)
 
 
-def _write(as_json: bool, out: TextIO, line: Line, result: Any) -> None:
+def _record(as_json: bool, line: Line, result: Any) -> str | None:
     if as_json:
         found = {"error": result} if isinstance(result, str) else result
-        print(json.dumps({"line": line.number, "text": line.text, **found}, ensure_ascii=False), file=out)
-    elif isinstance(result, str):
+        return to_json({"line": line.number, "text": line.text, **found})
+    if isinstance(result, str):
         say(f"line {line.number}: {result}")
-    else:
-        print(line.number, " ".join(result["tokens"]), " ".join(map(str, result["ids"])), sep="\t", file=out)
+        return None
+    return "\t".join((str(line.number), " ".join(result["tokens"]), " ".join(map(str, result["ids"]))))
 
 
 def _encoded(tokenizer: BERTTokenizerFast, texts: list[str], special: bool) -> list[dict[str, Any]]:

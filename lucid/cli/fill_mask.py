@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
 from lucid.cli.arguments import File, Json, Model, Threads, lines_of
 from lucid.cli.errors import say
-from lucid.cli.streams import Line, open_lines, run_stream
+from lucid.cli.streams import Line, open_lines, run_stream, to_json
 
 if TYPE_CHECKING:
     from lucid.models import BERTForMaskedLM, JointFill, MaskFill
@@ -76,18 +75,17 @@ def fill_mask(
 
 
 def _fill_stream(masked_lm: BERTForMaskedLM, stream: BinaryIO, as_json: bool, settings: dict[str, Any]) -> None:
-    def write(out: TextIO, line: Line, result: Any) -> None:
+    def to_record(line: Line, result: Any) -> str | None:
         if as_json:
-            print(_json(line.text, result, line.number), file=out)
-        elif isinstance(result, str):
+            return _json(line.text, result, line.number)
+        if isinstance(result, str):
             say(f"line {line.number}: {result}")
-        else:
-            for row in _rows(result):
-                print(line.number, *row, sep="\t", file=out)
+            return None
+        return "\n".join(["\t".join((str(line.number), *row)) for row in _rows(result)])
 
     assert masked_lm.tokenizer is not None
     mask = masked_lm.tokenizer.mask_token
-    run_stream(stream, lambda texts: _answer(masked_lm, texts, settings), write, is_likely=lambda text: mask in text)
+    run_stream(stream, lambda texts: _answer(masked_lm, texts, settings), to_record, is_likely=lambda text: mask in text)
 
 
 def _answer(masked_lm: BERTForMaskedLM, texts: list[str], settings: dict[str, Any]) -> list[Any]:
@@ -127,7 +125,7 @@ def _json(text: str, result: Any, number: int | None = None) -> str:
         record["masks"] = [[_fields(fill) for fill in guesses] for guesses in result]
     else:
         record["fillings"] = [_fields(filling) for filling in result]
-    return json.dumps(record, ensure_ascii=False)
+    return to_json(record)
 
 
 def _fields(fill: MaskFill | JointFill) -> dict[str, Any]:

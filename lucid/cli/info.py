@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from lucid.cli.arguments import Json
 from lucid.cli.errors import ERROR
+from lucid.cli.streams import to_json
 
 if TYPE_CHECKING:
     from lucid.models.checkpoint import StoredTensor
@@ -38,7 +38,7 @@ def info(
     facts, stored = _facts(Path(model))
     if as_json:
         listed = [{name: getattr(each, name) for name in type(each).__dataclass_fields__} for each in stored]
-        print(json.dumps({**facts, "tensors": listed} if tensors else facts, ensure_ascii=False))
+        print(to_json({**facts, "tensors": listed} if tensors else facts))
     else:
         _print(facts, stored if tensors else [])
     if facts["problem"] is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 import typer
 
@@ -77,6 +78,11 @@ def _lines(raw: list[bytes], number: int) -> list[Line]:
     return lines
 
 
+def to_json(record: dict[str, Any]) -> str:
+    """Return a record as a line of JSON, plain where standard output cannot hold every character."""
+    return json.dumps(record, ensure_ascii=sys.stdout.encoding.lower() not in ("utf-8", "utf8"))
+
+
 def answer_each(texts: list[str], answer: Callable[[list[str]], list[Any]]) -> list[Any]:
     """Return answer(texts), with the message of the exception, a str, in the place of a text that has no answer.
 
@@ -117,7 +123,7 @@ def open_lines(path: Path | None) -> Iterator[BinaryIO | None]:
 def run_stream(
     stream: BinaryIO,
     answer: Callable[[list[str]], list[Any]],
-    write: Callable[[TextIO, Line, Any], None],
+    to_record: Callable[[Line, Any], str | None],
     is_likely: Callable[[str], bool] = lambda text: True,
 ) -> None:
     """Answer every line of a stream, in order; a line that has no answer gets its error, and the stream goes on.
@@ -128,7 +134,7 @@ def run_stream(
     answer : function from texts to an answer each; raises ValueError or IndexError if one of them is wrong
     is_likely : function of a text, optional. Texts for which it is false are asked about one by one, so that others need not
         be asked again without them.
-    write : writes the record of a line to a file: its answer, or a str that says why there is none
+    to_record : function from a line and its answer, or a str that says why there is none, to what is printed: text, or None
 
     Raises
     ------
@@ -143,11 +149,13 @@ def run_stream(
             likely = [line for line in lines if line.error is None and is_likely(line.text)]
             for line, result in zip(likely, answer_each([line.text for line in likely], answer), strict=True):
                 results[line.number] = result
+            records = []
             for line in lines:
                 if line.number not in results:
                     (results[line.number],) = answer_each([line.text], answer)
                 n_wrong += isinstance(results[line.number], str)
-                write(sys.stdout, line, results[line.number])
+                records.append(to_record(line, results[line.number]))
+            sys.stdout.write("".join([f"{record}\n" for record in records if record]))
             sys.stdout.flush()
             n_lines += len(lines)
             advance(n_bytes, len(lines))

@@ -121,9 +121,10 @@ class TestGuesses:
         assert lengths == sorted(lengths, reverse=True)
         assert 3 < len(seen) < len(lengths)
 
-    def test_in_train_mode_are_the_same_and_leave_it(self, model):
+    def test_in_train_mode_are_the_same_and_leave_it(self, model, monkeypatch):
         text = "the [MASK] rises"
         wanted = [model.fill_mask(text), model.fill_mask(text, targets=["sun", "electron"])]
+        monkeypatch.setattr("lucid.autograd._record", lambda *_: pytest.fail("something went on the tape"))
         model.train()
         try:
             assert [model.fill_mask(text), model.fill_mask(text, targets=["sun", "electron"])] == wanted
@@ -337,7 +338,7 @@ class TestLongTexts:
             assert [fill.token for fill in guesses] == np.argsort(-wanted, kind="stable")[:3].tolist()
             assert guesses[0].log_prob == pytest.approx(wanted[guesses[0].token], abs=1e-5)
             ids[place] = guesses[0].token
-            assert guesses[0].sequence == Joiner(model.tokenizer).join(ids)  # the whole text, not the window
+            assert guesses[0].sequence == Joiner(model.tokenizer).join(ids[begin:end])
             assert model.tokenizer.tokenize(text)[begin:end][place - begin] == "[MASK]"
 
     def test_a_text_that_just_fits_has_none(self, model):
@@ -366,7 +367,8 @@ class TestLongTexts:
             for i in range(3)
         )
         assert fills["electron"].log_prob == pytest.approx(log_prob, abs=1e-4)
-        assert fills["electron"].sequence == "a " * (self.room - 1) + "electron"
+        assert fills["sun"].sequence == "a " * (self.room - 1) + "sun"
+        assert fills["electron"].sequence == "a " * (self.room - 3) + "electron"
 
     def test_a_target_before_the_window_shifts_it_rightly(self, model):
         text = "a b " * 30 + "[MASK] [MASK]" + " sun" * 30
@@ -376,11 +378,39 @@ class TestLongTexts:
         tokens = model.tokenizer.tokenize(text)
         assert tokens[60] == tokens[61] == "[MASK]"
 
+    def test_a_text_of_masks_takes_no_more_than_its_windows(self, model):
+        fills = model.fill_mask("[MASK] " * 500, top_k=1)
+        assert len(fills) == 500
+        assert max(len(guesses[0].sequence) for guesses in fills) <= self.room * len("[MASK] ")
+        (part, *_, last) = questions.parts_of(questions.MaskedText([MASK] * 500, tuple(range(500))), self.room)
+        assert len(part.text.ids) <= 3 * self.room and len(last.text.masks) <= 3 * self.room
+
+    @pytest.mark.parametrize("settings", [{}, {"targets": ["sun", "electron"]}])
+    def test_masks_everywhere_are_read_as_one_by_one(self, model, settings):
+        """A mask's guesses are those of the window of ids that it names."""
+        rng = np.random.default_rng(3)
+        ids = [MASK if rng.random() < 0.2 else int(rng.integers(5, 11)) for _ in range(150)]
+        places = [i for i, token in enumerate(ids) if token == MASK]
+        fills = model.fill_mask(" ".join(VOCAB[i] for i in ids), top_k=20, **settings)
+        assert len(fills) == len(places)
+        for place, guesses in zip(places, fills, strict=True):
+            for fill in guesses:
+                begin, end = fill.window
+                n = fill.n_pieces
+                log_prob = sum(
+                    log_probs(model, [*ids[begin:place], *fill.tokens[:i], *[MASK] * (n - i), *ids[place + 1 : end]], place - begin + i)[
+                        piece
+                    ]
+                    for i, piece in enumerate(fill.tokens)
+                )
+                assert end - begin + n - 1 == self.room
+                assert fill.log_prob == pytest.approx(log_prob, abs=1e-4)
+
     def test_joint(self, model):
         text = "a " * 10 + "[MASK] b " + "a " * 80 + "[MASK]"
         fillings = model.fill_mask(text, top_k=2, joint=True)
         assert fillings[0].windows == ((0, 22), (71, 93))
-        assert fillings[0].sequence.count("a") >= 90
+        assert fillings[0].sequence.count("a ") >= 90  # the whole text
         assert fillings[0].log_prob >= fillings[1].log_prob
 
 
@@ -410,6 +440,17 @@ class TestWindows:
                     assert first <= places[mask] < last
                     assert places[mask] - first >= room // 4 or first == 0
                     assert last - 1 - places[mask] >= room // 4 or last == n_tokens
+
+    def test_of_filled_ids_are_told_in_tokens_of_the_text(self):
+        text = questions.MaskedText([ID["a"]] * 9, (2, 5, 6))
+        question = questions.Question(text, ((7, 7, 7), (8,), (9, 9)), ())
+        ids, starts = question.filled()
+        owners = [0, 1, 2, 2, 2, 3, 4, 5, 6, 6, 7, 8]  # of each filled id, the token of the text
+        assert (len(ids), starts) == (12, [2, 7, 8])
+        for begin in range(12):
+            for end in range(begin + 1, 13):
+                wanted = None if (begin, end) == (0, 12) else (owners[begin], owners[end - 1] + 1)
+                assert question.of_text((begin, end), starts) == wanted
 
 
 class TestJoiner:
@@ -456,4 +497,4 @@ class TestCheckpoint:
         text = "word " * 1500 + "The [MASK] rises in the east. " + "word " * 1500
         (guesses,) = trained.fill_mask(text)
         assert guesses[0].window == (1247, 1757)
-        assert len(guesses[0].sequence) > 15_000
+        assert "word the " + guesses[0].token_str + " rises in the east. word" in guesses[0].sequence

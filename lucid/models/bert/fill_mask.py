@@ -12,10 +12,10 @@ import numpy as np
 
 from lucid.models.bert.joint import Filling, fill_jointly
 from lucid.models.bert.packing import by_tokens
-from lucid.models.bert.questions import MaskedText, Pieces, Question, answers, room_of, unfilled
+from lucid.models.bert.questions import MaskedText, Pieces, Question, answers, parts_of, room_of, unfilled
 from lucid.models.bert.targets import Gap, Target, encode_targets, score_targets
 from lucid.models.bert.texts import Texts, check_tokenizer, encode_texts, listed
-from lucid.models.bert.windows import Window, share_windows
+from lucid.models.bert.windows import Window
 from lucid.text import BERTTokenizerFast
 from lucid.text.joining import Joiner
 
@@ -32,7 +32,7 @@ class MaskFill:
     score : float. Probability of the word; of a target of several pieces, the product of theirs.
     token : int or None. Id of the word; None where it has several pieces.
     token_str : str. The word as the vocabulary has it.
-    sequence : str. The whole text with this mask filled; other masks stay.
+    sequence : str. The text with this mask filled, other masks stay; of a text that has a window, the window.
     log_prob : float. Natural logarithm of the score; no underflow.
     tokens : tuple of int. Ids of all pieces.
     n_pieces : int. Their number.
@@ -133,7 +133,8 @@ class FillMask:
         1 + (masks - 1) * beam_width passes of the text.
 
         **Long texts.** Of a text longer than the position table, the model reads a window around the mask, with as
-        much context on both sides as fits, and masks near each other share one; `window` says which.
+        much context on both sides as fits, and masks near each other share one; `window` says which, and `sequence`
+        shows it. With `joint` every mask has a window of its own, and `sequence` is the whole text.
         """
         tokenizer = check_tokenizer(self.tokenizer if tokenizer is None else tokenizer)
         top_k = _count("top_k", top_k, None if targets is not None or joint else self.config.vocab_size)
@@ -188,11 +189,12 @@ def _masked_texts(model: Any, tokenizer: BERTTokenizerFast, texts: list[str], is
 
 
 class _Sequences:
-    """What a text becomes when one of its masks is filled."""
+    """What a part of a text, or a window of that, becomes when one of its masks is filled."""
 
-    def __init__(self, writer: Joiner, text: MaskedText, place: int) -> None:
+    def __init__(self, writer: Joiner, text: MaskedText, place: int, window: Window | None) -> None:
         self._writer = writer
-        self._before_ids, self._after_ids = text.ids[:place], text.ids[place + 1 :]
+        begin, end = window or (0, len(text.ids))
+        self._before_ids, self._after_ids = text.ids[begin:place], text.ids[place + 1 : end]
         self._before = writer.join(self._before_ids)
         self._after = writer.join(self._after_ids, is_start=False)
 
@@ -207,18 +209,18 @@ def _fill_with_best(
 ) -> list[list[list[MaskFill]]]:
     """Return the best `top_k` words of the vocabulary for each mask of each text."""
     fills: list[list[list[MaskFill]]] = [[[] for _ in text.masks] for text in texts]
-    owners, questions = [], []
-    for t, text in enumerate(texts):
-        for group in share_windows(text.masks, len(text.ids), room):
-            owners.append(t)
-            questions.append(Question(text, unfilled(text, tokenizer.mask_token_id), tuple((mask, 0) for mask in group)))
+    parts = [(t, part) for t, text in enumerate(texts) for part in parts_of(text, room)]
+    questions = [
+        Question(part.text, unfilled(part.text, tokenizer.mask_token_id), tuple((mask, 0) for mask in part.asked)) for _, part in parts
+    ]
     for i, answer in answers(model, tokenizer, questions, k=top_k):
-        text = texts[owners[i]]
-        for row, (mask, _) in enumerate(questions[i].asked):
-            sequences = _Sequences(writer, text, text.masks[mask])
+        t, part = parts[i]
+        window = part.in_text(answer.window)
+        for row, mask in enumerate(part.asked):
+            sequences = _Sequences(writer, part.text, part.text.masks[mask], answer.window)
             guesses = zip(answer.log_probs[row].tolist(), answer.words[row].tolist(), strict=True)
-            fills[owners[i]][mask] = [
-                MaskFill(math.exp(log_prob), word, writer.token(word), sequences.filled((word,)), log_prob, (word,), 1, None, answer.window)
+            fills[t][part.first_mask + mask] = [
+                MaskFill(math.exp(log_prob), word, writer.token(word), sequences.filled((word,)), log_prob, (word,), 1, None, window)
                 for log_prob, word in guesses
             ]
     return fills
@@ -229,29 +231,29 @@ def _fill_with_targets(
 ) -> list[list[list[MaskFill]]]:
     """Return the best `top_k` targets for each mask of each text."""
     fills: list[list[list[MaskFill]]] = [[[] for _ in text.masks] for text in texts]
-    owners, gaps = [], []
-    for t, text in enumerate(texts):
-        for group in share_windows(text.masks, len(text.ids), room):
-            owners.append(t)
-            gaps.append(Gap(text, unfilled(text, tokenizer.mask_token_id), tuple(group)))
+    parts = [(t, part) for t, text in enumerate(texts) for part in parts_of(text, room)]
+    gaps = [Gap(part.text, unfilled(part.text, tokenizer.mask_token_id), part.asked) for _, part in parts]
     log_probs, windows = score_targets(model, tokenizer, gaps, targets)
     words = [_spelled(tokenizer, target.pieces) for target in targets]
     for (g, mask), scores in log_probs.items():
-        text = texts[owners[g]]
-        sequences = _Sequences(writer, text, text.masks[mask])
+        text_number, part = parts[g]
+        sequences: dict[Window | None, _Sequences] = {}
         for t in np.argsort(-scores, kind="stable")[:top_k].tolist():
             pieces, log_prob = targets[t].pieces, float(scores[t])
-            fills[owners[g]][mask].append(
+            window = windows[g, mask, len(pieces)]
+            if window not in sequences:
+                sequences[window] = _Sequences(writer, part.text, part.text.masks[mask], window)
+            fills[text_number][part.first_mask + mask].append(
                 MaskFill(
                     score=math.exp(log_prob),
                     token=pieces[0] if len(pieces) == 1 else None,
                     token_str=words[t],
-                    sequence=sequences.filled(pieces),
+                    sequence=sequences[window].filled(pieces),
                     log_prob=log_prob,
                     tokens=pieces,
                     n_pieces=len(pieces),
                     target=targets[t].word,
-                    window=windows[g, mask, len(pieces)],
+                    window=part.in_text(window),
                 )
             )
     return fills

@@ -7,6 +7,7 @@ for the words at some of these places. Sequences are made when their turn comes,
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lucid.models.bert.packing import TOKENS_AT_ONCE, PackedBatch, TokenRows, by_tokens, pack_lists
-from lucid.models.bert.windows import Window, window_around
+from lucid.models.bert.windows import Window, share_windows, window_around
 from lucid.text import BERTTokenizerFast
 
 # Numbers in the table of logits of chosen words, at once.
@@ -35,6 +36,40 @@ class MaskedText:
 
     ids: list[int]
     masks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Masks that are read in one window, with as much of their text as any window around them holds.
+
+    Attributes
+    ----------
+    text : MaskedText. The part, or all of a text that fits.
+    asked : tuple of int, rising. Numbers of the masks within the part.
+    first_token, first_mask : int. Of the part within its text.
+    """
+
+    text: MaskedText
+    asked: tuple[int, ...]
+    first_token: int
+    first_mask: int
+
+    def in_text(self, window: Window | None) -> Window | None:
+        """Return a window of the part as one of its text."""
+        return None if window is None else (window[0] + self.first_token, window[1] + self.first_token)
+
+
+def parts_of(text: MaskedText, room: int) -> Iterator[Part]:
+    """Cut a text into what is read in one window each."""
+    for group in share_windows(text.masks, len(text.ids), room):
+        if len(text.ids) <= room:
+            yield Part(text, tuple(group), 0, 0)
+            continue
+        begin = max(0, text.masks[group[0]] - room)
+        end = min(len(text.ids), text.masks[group[-1]] + 1 + room)
+        first, last = bisect_left(text.masks, begin), bisect_left(text.masks, end)
+        near = MaskedText(text.ids[begin:end], tuple(place - begin for place in text.masks[first:last]))
+        yield Part(near, tuple(mask - first for mask in group), begin, first)
 
 
 @dataclass(frozen=True, slots=True)
