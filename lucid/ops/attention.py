@@ -111,13 +111,13 @@ def _forward(
         *_dropout_arguments(dropout),
         get_num_threads(),
     )
-    return out, (queries, keys_values, query_starts, starts, n_heads, out, lse, dropout) if keep else None
+    return out, (queries, keys_values, query_starts, starts, n_heads, lse, dropout) if keep else None
 
 
 def _backward(saved: tuple[Any, ...], d_out: Array) -> tuple[Array, ...]:
-    queries, keys_values, query_starts, starts, n_heads, out, lse, dropout = saved
-    want("attention", "d_out", d_out, np.float32, out.shape)
+    queries, keys_values, query_starts, starts, n_heads, lse, dropout = saved
     q, k, v = _split(queries, keys_values)
+    want("attention", "d_out", d_out, np.float32, q.shape)
     d_queries = np.empty(queries.shape, np.float32)
     d_keys_values = None if keys_values is None else np.empty(keys_values.shape, np.float32)
     kernels.attention_backward(
@@ -128,7 +128,6 @@ def _backward(saved: tuple[Any, ...], d_out: Array) -> tuple[Array, ...]:
         starts,
         n_heads,
         1.0 / np.sqrt(max(1, q.shape[1] // n_heads)),
-        out,
         lse,
         np.ascontiguousarray(d_out),
         *_split(d_queries, d_keys_values),
