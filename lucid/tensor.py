@@ -198,6 +198,8 @@ def as_array(data: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
     ValueError
         Nested lists of unequal lengths.
     """
+    if isinstance(data, np.ma.MaskedArray):
+        raise TypeError("masked arrays hold values that are not meant: give a plain array, and an attention_mask for what is padding")
     if isinstance(data, Tensor):
         array = data.array
     elif isinstance(data, np.ndarray):
@@ -217,5 +219,10 @@ def as_array(data: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
             array = array.astype(np.int64)
     if array.dtype.kind not in "biuf" and array.dtype.name not in ("bfloat16",):
         raise TypeError(f"a tensor holds numbers, not {array.dtype} ({type(data).__name__})")
-    converted: np.ndarray[Any, Any] = array if dtype is None else array.astype(dtype, copy=False)
+    if dtype is None:
+        unchanged: np.ndarray[Any, Any] = array
+        return unchanged
+    if np.dtype(dtype).kind not in "biuf" and np.dtype(dtype).name != "bfloat16":
+        raise TypeError(f"a tensor holds numbers, not {np.dtype(dtype)}")
+    converted: np.ndarray[Any, Any] = array.astype(dtype, copy=False)
     return converted

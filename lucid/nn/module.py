@@ -97,6 +97,8 @@ class Module:
         TypeError
             Values that are not floating-point numbers.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"load_state_dict wants a mapping from path to array, not {type(state).__name__}")
         own = dict(self.named_parameters())
         aliases = dict(self._named())
         missing = sorted(own.keys() - state.keys())

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op, rows_contiguous, want
+from lucid.ops.op import Array, Kernel, Op, rows_contiguous, want, want_stream
 from lucid.random import check_seed
 from lucid.threads import get_num_threads
 
@@ -73,6 +73,9 @@ def _check(
     elif keys_values is not None:
         raise ValueError("attention: separate keys_values want query_starts")
     if dropout is not None:
+        if not isinstance(dropout, AttentionDropout):
+            raise TypeError(f"attention: dropout must be an AttentionDropout or None, not {type(dropout).__name__}")
+        want_stream("attention", "dropout.stream", dropout.stream)
         want("attention", "dropout.query_columns", dropout.query_columns, np.int32, (n_queries,))
         want("attention", "dropout.key_columns", dropout.key_columns, np.int32, (int(key_starts[-1]),))
         want("attention", "dropout.examples", dropout.examples, np.int32, (len(key_starts) - 1,))

@@ -12,7 +12,7 @@ from lucid.autograd import apply, no_grad
 from lucid.models.bert.backbone import BERT, Trace, check_table, make_trace, resized, unpack
 from lucid.models.bert.config import BERTConfig
 from lucid.models.bert.fill_mask import FillMask
-from lucid.models.bert.packing import PackedBatch, TokenRows, attention_cells, integers, want_range
+from lucid.models.bert.packing import PackedBatch, TokenRows, attention_cells, flags, integers, want_range
 from lucid.models.bert.texts import TextMethods
 from lucid.models.pretrained import PretrainedModel
 from lucid.nn import Embedding, LayerNorm, Linear, Module, Parameter, init
@@ -241,7 +241,7 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
         if special_tokens_mask is None:
             may_mask = is_real & ~np.isin(ids, self.special_token_ids)
         else:
-            may_mask = is_real & (integers("special_tokens_mask", special_tokens_mask, ids.shape) == 0)
+            may_mask = is_real & ~flags("special_tokens_mask", special_tokens_mask, ids.shape)
         n_sequences, length = ids.shape
         masked, labels = self.mask_tokens(
             np.ascontiguousarray(ids).reshape(-1),

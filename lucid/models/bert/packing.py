@@ -123,9 +123,16 @@ def integers(name: str, values: Any, shape: tuple[int, ...] | None = None) -> np
         raise ValueError(f"{name} must have shape (batch, sequence), not {array.shape}{hint}")
     if shape is not None and array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}, the batch has shape {shape}")
+    want_size(array.shape)
     if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
         raise IndexError(f"{name} holds {int(array.max())}, which is no 64-bit integer")
     return array.astype(np.int64, copy=False)
+
+
+def want_size(shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless a batch of this shape can be numbered with 32 bits."""
+    if max(shape[:2]) >= 1 << 31 or shape[0] * shape[1] >= 1 << 31:
+        raise ValueError(f"a batch holds fewer than 2**31 cells, not {shape[0]} x {shape[1]}: split it")
 
 
 def want_range(name: str, array: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any], limit: int, what: str) -> None:
@@ -135,6 +142,23 @@ def want_range(name: str, array: np.ndarray[Any, Any], wanted: np.ndarray[Any, A
     if is_bad.any():
         b, s = np.argwhere(is_bad)[0]
         raise IndexError(f"{name}[{b}, {s}] is {array[b, s]}, outside [0, {limit}): {what}")
+
+
+def flags(name: str, values: Any, shape: tuple[int, int]) -> np.ndarray[Any, Any]:
+    """Return an array (B, S) of 0 and 1, of any type of number, as booleans.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It has another shape, or other values.
+    """
+    array = as_array(values)
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}, the batch has shape {shape}")
+    is_set: np.ndarray[Any, Any] = array != 0
+    if array.dtype.kind != "b" and not ((array == 1) | ~is_set).all():
+        raise ValueError(f"{name} must hold {'0 (padding) and 1 (token)' if name == 'attention_mask' else '0 and 1'} only")
+    return is_set
 
 
 def attention_cells(attention_mask: Any, shape: tuple[int, int]) -> np.ndarray[Any, Any]:
@@ -147,13 +171,7 @@ def attention_cells(attention_mask: Any, shape: tuple[int, int]) -> np.ndarray[A
     """
     if attention_mask is None:
         return np.ones(shape, bool)
-    mask = as_array(attention_mask)
-    if mask.shape != shape:
-        raise ValueError(f"attention_mask has shape {mask.shape}, the batch has shape {shape}")
-    is_real: np.ndarray[Any, Any] = mask != 0
-    if mask.dtype.kind != "b" and not ((mask == 1) | ~is_real).all():
-        raise ValueError("attention_mask must hold 0 (padding) and 1 (token) only")
-    return is_real
+    return flags("attention_mask", attention_mask, shape)
 
 
 def pack(
@@ -196,14 +214,13 @@ def pack(
         if embeds.ndim != 3 or embeds.shape[2] != config.hidden_size:
             raise ValueError(f"inputs_embeds must have shape (batch, sequence, {config.hidden_size}), not {embeds.shape}")
         shape = embeds.shape[:2]
+        want_size(shape)
         tensor = inputs_embeds if isinstance(inputs_embeds, Tensor) and embeds.dtype == np.float32 else Tensor(embeds, np.float32)
         embeds = apply(reshape, tensor, shape=(shape[0] * shape[1], config.hidden_size))
         ids = np.arange(shape[0] * shape[1], dtype=np.int64).reshape(shape)
     else:
         ids = integers("input_ids", input_ids)
         shape = ids.shape
-    if shape[0] * shape[1] >= 1 << 31:
-        raise ValueError(f"a batch holds fewer than 2**31 cells, not {shape[0]} x {shape[1]}: split it")
     is_real = attention_cells(attention_mask, shape)
     if embeds is None:
         want_range("input_ids", ids, is_real, config.vocab_size, "the word table has that many rows")
