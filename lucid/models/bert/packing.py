@@ -124,7 +124,7 @@ def integers(name: str, values: Any, shape: tuple[int, ...] | None = None) -> np
     if shape is not None and array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}, the batch has shape {shape}")
     want_size(array.shape)
-    if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
+    if array.dtype.kind == "u" and array.itemsize == 8 and array.size and int(array.max()) > np.iinfo(np.int64).max:
         raise IndexError(f"{name} holds {int(array.max())}, which is no 64-bit integer")
     return array.astype(np.int64, copy=False)
 
