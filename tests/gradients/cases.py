@@ -196,18 +196,20 @@ def _head_bound(q: Array, k: Array, v: Array, d_o: Array, keep: Array | float) -
     lse = top + np.log(np.exp(s - top).sum(axis=1, keepdims=True))
     p = np.exp(s - lse)
     of_s = product_bound(q, k.T) * factor + 2 * U * np.abs(s)
-    # Forward: the log-sum-exp, and the output that delta is made of.
+    # Forward: the log-sum-exp.
     of_exponent = of_s + (1 + n_blocks) * U * (top - s) + EXP_ERROR
     of_sum = (p * of_exponent).sum(axis=1, keepdims=True) * 1.01 + gamma(min(n_keys, KEY_BLOCK) + 4 * n_blocks + 20)
     of_lse = of_sum + 3 * U * (np.abs(lse) + np.abs(top) + np.abs(lse - top))
-    of_o = (p * keep * (np.expm1(of_exponent) + of_sum + gamma(min(n_keys, KEY_BLOCK) + 4 * n_blocks + 20))) @ np.abs(v)
-    o = (p * keep) @ v
     # Backward.
     of_p = p * np.expm1(of_s + of_lse + U * np.abs(s - lse) + EXP_ERROR)
     d_p = (d_o @ v.T) * keep
     of_d_p = product_bound(d_o, v.T) * keep + 2 * U * np.abs(d_p)
-    delta = (o * d_o).sum(axis=1, keepdims=True)
-    of_delta = (of_o * np.abs(d_o) + gamma(-(-width // ROW_LANES) + 6) * np.abs(o * d_o)).sum(axis=1, keepdims=True)
+    # delta = sum(P dP) / sum(P): what all of a row's P have in common falls out.
+    delta = (p * d_p).sum(axis=1, keepdims=True)
+    of_delta = (p * of_d_p + of_p * np.abs(d_p - delta) + gamma(-(-KEY_BLOCK // ROW_LANES) + 8) * p * np.abs(d_p)).sum(
+        axis=1, keepdims=True
+    )
+    of_delta = of_delta * (1 + of_p.sum(axis=1, keepdims=True)) + gamma(-(-KEY_BLOCK // ROW_LANES) + 8) * np.abs(delta)
     of_difference = of_d_p + of_delta + U * np.abs(d_p - delta)
     d_s = factor * p * (d_p - delta)
     of_d_s = factor * ((p + of_p) * of_difference + of_p * np.abs(d_p - delta)) + 4 * U * np.abs(d_s)
@@ -342,7 +344,7 @@ def assert_within(got: Array, want: Array, bound: Array | float, what: str) -> N
 
 def for_each_thread_count(call: Callable[[], Any]) -> list[Any]:
     """Make the same call with 1, 2, 3 and 8 threads, however small the work, and return the results."""
-    grain, results = threads.GRAIN, []
+    grain, chosen, results = threads.GRAIN, threads._chosen, []
     try:
         threads.GRAIN = 0
         for n in THREAD_COUNTS:
@@ -350,7 +352,7 @@ def for_each_thread_count(call: Callable[[], Any]) -> list[Any]:
             results.append(call())
     finally:
         threads.GRAIN = grain
-        threads.set_num_threads(None)
+        threads.set_num_threads(chosen)
     return results
 
 
