@@ -16,6 +16,7 @@ IS_DEBUG = os.environ.get("LUCID_DEBUG_CYTHON", "0") == "1"
 
 COMPILE = [
     "-O3",
+    "-g0",  # debug information is most of an extension's size
     "-ffp-contract=off",  # products and sums are fused only where the source says `fma`: equal bits everywhere
     "-fno-math-errno",  # sqrtf is one instruction
     "-fno-trapping-math",  # branches over lanes may become selects

@@ -213,7 +213,9 @@ def gradcheck(function: Callable[..., Tensor], *inputs: Tensor, step: float = 1e
     directions = [rng.standard_normal(x.shape) for x in inputs]
     leaves = [Tensor(x.numpy().copy(), requires_grad=True) for x in inputs]
     function(*leaves).backward()
-    claimed = sum(float((leaf.grad.astype(np.float64) * d).sum()) for leaf, d in zip(leaves, directions, strict=True) if leaf.grad is not None)
+    claimed = sum(
+        float((leaf.grad.astype(np.float64) * d).sum()) for leaf, d in zip(leaves, directions, strict=True) if leaf.grad is not None
+    )
 
     def along(t: float) -> float:
         with no_grad():

@@ -83,6 +83,8 @@ def get_num_threads() -> int:
     if _chosen is not None:
         return _chosen
     n: int = _cpu.openmp_threads()
+    if hasattr(os, "sched_getaffinity"):
+        n = min(n, len(os.sched_getaffinity(0)))
     return min(n, _cgroup_limit) if _cgroup_limit else n
 
 

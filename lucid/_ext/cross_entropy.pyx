@@ -12,9 +12,10 @@ cdef struct BlockSum:
     float total   # sum of exp(logit - top)
 
 
-cdef inline void sum_block(const float *x, float *y, Py_ssize_t n, BlockSum *out) noexcept nogil:
+cdef inline void sum_block(const float *x, Py_ssize_t n, BlockSum *out) noexcept nogil:
+    """A word may be excluded by a logit of -inf; where all of a block are, the total is 0, or NaN if one is NaN."""
     out.top = reduce_row(MAX, x, NULL, n, 1, 0)
-    out.total = reduce_row(EXP_SUM, x, y, n, 1, -out.top)
+    out.total = reduce_row(EXP_SUM, x, NULL, n, 1, -out.top if out.top > -INFINITY else 0)
 
 
 cdef inline double join_blocks(const BlockSum *blocks, Py_ssize_t n_blocks) noexcept nogil:
@@ -24,8 +25,8 @@ cdef inline double join_blocks(const BlockSum *blocks, Py_ssize_t n_blocks) noex
     for i in range(n_blocks):
         top = max(top, <double> blocks[i].top)
     for i in range(n_blocks):
-        total += blocks[i].total * exp1(<float> (blocks[i].top - top))
-    return top + log1(total)
+        total += blocks[i].total * (exp1(<float> (blocks[i].top - top)) if blocks[i].top > -INFINITY else 1)
+    return top + log1(total) if top > -INFINITY else top + total
 
 
 def cross_entropy_forward(
@@ -58,7 +59,7 @@ cdef void cross_entropy_row(
     cdef Py_ssize_t i
     cdef double log_sum
     for i in range(n_blocks):
-        sum_block(x + i * VOCABULARY_BLOCK, NULL, min(VOCABULARY_BLOCK, n - i * VOCABULARY_BLOCK), sums + i)
+        sum_block(x + i * VOCABULARY_BLOCK, min(VOCABULARY_BLOCK, n - i * VOCABULARY_BLOCK), sums + i)
     log_sum = join_blocks(sums, n_blocks)
     lse[0] = <float> log_sum
     loss[0] = <float> (log_sum - x[label]) if label >= 0 else 0

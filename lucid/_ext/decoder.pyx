@@ -57,7 +57,7 @@ cdef void decode_block(const DecoderCall *call, Py_ssize_t block, float *logits)
                     call.best_ids[slot * call.k + j] = -1
                 for j in range(n):
                     keep_best(row[j], <int32_t> (word + j), call.best + slot * call.k, call.best_ids + slot * call.k, call.k)
-            sum_block(row, NULL, n, call.sums + slot)
+            sum_block(row, n, call.sums + slot)
 
 
 cdef int run_decoder(DecoderCall *call, int n_threads) except -1 nogil:

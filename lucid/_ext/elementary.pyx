@@ -33,7 +33,8 @@ cdef inline vf exp_vector(vf x) noexcept nogil:
     p = fma(p, r, set1(1.6666665459e-1))
     p = fma(p, r, set1(5.0000001201e-1))
     p = fma(p, r * r, r) + set1(1)
-    p = as_float(as_bits(p) + (as_bits(n) << 23))
+    # Times 2^n, which is made of n's bits; a product, so that a NaN stays one.
+    p = p * as_float((as_bits(n) << 23) + as_bits(set1(1)))
     return choose(is_huge, set1(INFINITY), choose(is_tiny, set1(0), p))
 
 

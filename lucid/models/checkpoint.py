@@ -2,7 +2,8 @@
 
 Reading: `config.json`, then `model.safetensors` or the shards of `model.safetensors.index.json`. Old
 spellings (gamma and beta, a missing `bert.` prefix, `module.`) are understood. Every name, shape and type
-is checked before the first value is read, so a model is loaded whole or not at all.
+is checked before the first value is read, and every value is read before the first parameter is set, so a
+model is loaded whole or not at all.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import contextlib
 import json
 import os
 import re
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,10 @@ import numpy as np
 
 from lucid.errors import FormatError
 from lucid.models.bert.config import BERTConfig
-from lucid.models.safetensors_file import SafetensorsFile
+from lucid.models.safetensors_file import SafetensorsFile, open_regular_file
 from lucid.nn import Module, Parameter
 
-# lucid's path -> the foreign name, for what is spelled differently. {i} is a layer's number.
+# Parts of lucid's paths -> parts of the foreign names, for what is spelled differently.
 _RENAMED = {
     "attention.dense": "attention.output.dense",
     "attention.layer_norm": "attention.output.LayerNorm",
@@ -40,28 +43,34 @@ _OUTPUT_BIAS = "cls.predictions.bias"
 _WORD_TABLE = "bert.embeddings.word_embeddings.weight"
 # Known, and of no use to the model at hand.
 _IGNORED = re.compile(r"bert\.pooler\.|cls\.seq_relationship\.|bert\.output_embeddings\.|bert\.embeddings\.(position_ids|token_type_ids)$")
+_WEIGHTS_FILE = "model.safetensors"
+_INDEX_FILE = "model.safetensors.index.json"
+_CONFIG_FILE = "config.json"
+_MOST_JSON_BYTES = 16 << 20
 
-# Keys of config.json that carry over under their own names, with the reference implementation's defaults.
+# Keys of config.json that lucid reads, with the reference implementation's defaults.
 _CONFIG_DEFAULTS: dict[str, Any] = {
     "vocab_size": 30522, "hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 3072,
     "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "max_position_embeddings": 512,
     "type_vocab_size": 2, "initializer_range": 0.02, "layer_norm_eps": 1e-12, "use_cache": True, "is_decoder": False,
     "add_cross_attention": False, "chunk_size_feed_forward": 0, "pad_token_id": 0, "bos_token_id": None,
-    "eos_token_id": None, "classifier_dropout": None,
+    "eos_token_id": None, "classifier_dropout": None, "tie_word_embeddings": True,
 }  # fmt: skip
+_CONFIG_RENAMED = {"tie_word_embeddings": "tie_word_embedding"}
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a checkpoint held, beside what the model wanted. Names are the checkpoint's.
+    """What a checkpoint held, beside what the model wanted.
 
     Attributes
     ----------
-    n_loaded : int. Parameters that were set.
-    missing : tensors that the model wanted and the checkpoint lacks; their parameters keep initial values
-    unexpected : tensors that the model has no place for
+    n_loaded : int. Parameters that were set, wholly or in part.
+    missing : tensors that the model wanted and the checkpoint lacks, by today's names; they keep initial values
+    unexpected : tensors that the model has no place for, by the checkpoint's names
     ignored : tensors that are known and not needed, such as the pooler under a masked LM head
     is_tied : bool. Whether decoder and word table are one parameter.
+    notes : sentences on what else is worth knowing, such as a decoder that differs from the word table it is tied to
     """
 
     n_loaded: int = 0
@@ -69,7 +78,7 @@ class LoadReport:
     unexpected: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     is_tied: bool = False
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"loaded {self.n_loaded} parameters; decoder and word table are {'tied' if self.is_tied else 'not tied'}"]
@@ -83,21 +92,23 @@ class LoadReport:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of at most 1 MiB.
+    """Read a JSON object of at most 16 MiB.
 
     Raises
     ------
     FileNotFoundError, FormatError
     """
     try:
-        data = path.read_bytes()
+        descriptor, n_bytes = open_regular_file(path)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing: a checkpoint folder holds config.json and model.safetensors") from None
-    if len(data) > 16 << 20:
-        raise FormatError(f"{path.name} has {len(data)} bytes: too large for what it should hold")
+        raise FileNotFoundError(f"{path} is missing: a checkpoint folder holds {_CONFIG_FILE} and {_WEIGHTS_FILE}") from None
+    with open(descriptor, "rb") as file:
+        if n_bytes > _MOST_JSON_BYTES:
+            raise FormatError(f"{path.name} has {n_bytes} bytes, more than {_MOST_JSON_BYTES}: too large for what it should hold")
+        data = file.read(_MOST_JSON_BYTES)
     try:
-        value = json.loads(data)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or an integer of thousands of digits
         raise FormatError(f"{path.name} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise FormatError(f"{path.name} must hold a JSON object, not a {type(value).__name__}")
@@ -114,30 +125,27 @@ def read_config(folder: Path, *, add_pooling_layer: bool) -> BERTConfig:
     FormatError
         It describes no BERT, or a BERT that lucid does not run.
     """
-    path = folder / "config.json"
+    path = folder / _CONFIG_FILE
     values = read_json(path)
     if values.get("model_type", "bert") != "bert":
-        raise FormatError(f"{path.name} describes a model of type {values['model_type']!r}; lucid runs type 'bert'")
-    if values.get("position_embedding_type", "absolute") != "absolute":
-        raise FormatError(f"{path.name} asks for {values['position_embedding_type']!r} positions; lucid has absolute ones")
+        raise FormatError(f"{path.name} describes a model of type {values['model_type']!r:.100}; lucid runs type 'bert'")
+    if values.get("position_embedding_type") not in (None, "absolute"):
+        raise FormatError(f"{path.name} asks for {values['position_embedding_type']!r:.100} positions; lucid has absolute ones")
     settings = {name: values.get(name, default) for name, default in _CONFIG_DEFAULTS.items()}
+    for name, value in settings.items():
+        if isinstance(_CONFIG_DEFAULTS[name], bool) and not isinstance(value, bool):
+            raise FormatError(f"{path.name}: {name} must be true or false, not {value!r:.100}")
+    attributes = {_CONFIG_RENAMED.get(name, name): value for name, value in settings.items()}
     try:
-        return BERTConfig(**settings, tie_word_embedding=bool(values.get("tie_word_embeddings", True)), add_pooling_layer=add_pooling_layer)
+        return BERTConfig(**attributes, add_pooling_layer=add_pooling_layer)
     except (TypeError, ValueError) as error:
         raise FormatError(f"{path.name}: {error}") from error
 
 
 def config_json(config: BERTConfig, architecture: str) -> dict[str, Any]:
     """Return the contents of a `config.json` that transformers reads."""
-    values = {name: getattr(config, name) for name in _CONFIG_DEFAULTS}
-    return {
-        "architectures": [architecture],
-        "model_type": "bert",
-        "dtype": "float32",
-        "position_embedding_type": "absolute",
-        "tie_word_embeddings": config.tie_word_embedding,
-        **values,
-    }
+    values = {name: getattr(config, _CONFIG_RENAMED.get(name, name)) for name in _CONFIG_DEFAULTS}
+    return {"architectures": [architecture], "model_type": "bert", "dtype": "float32", "position_embedding_type": "absolute", **values}
 
 
 # -------------------------------------------------------------------- tensors
@@ -152,10 +160,14 @@ def foreign_names(path: str) -> list[str]:
     return [path]
 
 
+def _unwrapped(name: str) -> str:
+    """Return a stored name without what torch's wrappers of modules put before it."""
+    return re.sub(r"^(module\.|_orig_mod\.)+", "", name)
+
+
 def canonical_name(name: str, *, has_prefix: bool) -> str:
-    """Return today's spelling of a stored tensor's name."""
-    while name.startswith(("module.", "_orig_mod.")):
-        name = name.split(".", 1)[1]
+    """Return today's spelling of a stored tensor's name; `has_prefix` says whether the backbone's names begin with "bert."."""
+    name = _unwrapped(name)
     name = re.sub(r"(?<=\.)(layernorm|layer_norm)(?=\.)", "LayerNorm", name)
     name = re.sub(r"(?<=LayerNorm\.)gamma$", "weight", name)
     name = re.sub(r"(?<=LayerNorm\.)beta$", "bias", name)
@@ -169,41 +181,43 @@ class _Stored:
     file: SafetensorsFile
     name: str
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.file.entries[self.name].shape
-
-    def read_into(self, out: np.ndarray[Any, Any]) -> None:
-        self.file.read_into(self.name, out)
-
-    def read(self) -> np.ndarray[Any, Any]:
-        out = np.empty(self.shape, np.float32)
-        self.read_into(out)
-        return out
+    def check(self, path: str, shape: tuple[int, ...]) -> None:
+        """Raise FormatError unless the tensor can fill a parameter of this shape, whose path is `path`."""
+        entry, place = self.file.entries[self.name], f"{self.file.path.name}: tensor {self.name}"
+        if entry.shape != shape:
+            raise FormatError(f"{place} has shape {entry.shape}, {_CONFIG_FILE} makes it {shape} (for {path})")
+        if not entry.is_float:
+            raise FormatError(f"{place} holds {entry.dtype}, wanted floating-point numbers: save the model in float32, float16 or bfloat16")
 
 
 def _weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a folder."""
-    if (folder / "model.safetensors").exists():
-        return [folder / "model.safetensors"]
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
+    if os.path.lexists(folder / _WEIGHTS_FILE):
+        return [folder / _WEIGHTS_FILE]
+    index = folder / _INDEX_FILE
+    if os.path.lexists(index):
         shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
             raise FormatError(f"{index.name} has no weight_map from tensor names to file names")
-        for name in sorted(set(shards.values())):
-            if os.path.basename(name) != name or name in ("", ".", "..") or "\\" in name or "\0" in name:
-                raise FormatError(f"{index.name} names the shard {name!r}: a shard is a file in the same folder")
+        names = sorted(set(shards.values()))
+        for name in names:
+            if not _is_file_name(name):
+                raise FormatError(f"{index.name} names the shard {name!r:.300}: a shard is a file in the same folder")
             if not (folder / name).exists():
                 raise FormatError(f"{index.name} names the shard {name!r}, which is missing: fetch the folder again")
-        return [folder / name for name in sorted(set(shards.values()))]
+        return [folder / name for name in names]
     pickles = [name for name in ("pytorch_model.bin", "pytorch_model.bin.index.json") if (folder / name).exists()]
     if pickles:
         raise FormatError(
             f"{pickles[0]} is a pickle, which can run code when it is read; lucid reads safetensors only. Convert the folder once, "
             "where transformers and torch are installed: AutoModelForMaskedLM.from_pretrained(DIR).save_pretrained(DIR)"
         )
-    raise FileNotFoundError(f"{folder} holds neither model.safetensors nor model.safetensors.index.json")
+    raise FileNotFoundError(f"{folder} holds neither {_WEIGHTS_FILE} nor {_INDEX_FILE}")
+
+
+def _is_file_name(name: str) -> bool:
+    """Return whether a name stands for something in the folder itself, on any system."""
+    return name not in (".", "..") and re.fullmatch(r"[^/\\:\x00-\x1f\x7f\ud800-\udfff]+", name) is not None and len(name.encode()) <= 255
 
 
 @contextlib.contextmanager
@@ -211,14 +225,14 @@ def _open_folder(folder: Path) -> Iterator[dict[str, _Stored]]:
     """Open a folder's tensors, by canonical name."""
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(SafetensorsFile(path)) for path in _weight_files(folder)]
-        has_prefix = any("bert.embeddings." in name for file in files for name in file.entries)
+        has_prefix = any(_unwrapped(name).startswith("bert.") for file in files for name in file.entries)
         stored: dict[str, _Stored] = {}
         for file in files:
             for name in file.entries:
                 canonical = canonical_name(name, has_prefix=has_prefix)
                 if canonical in stored:
                     other = stored[canonical]
-                    raise FormatError(f"{file.path.name} holds {name!r}, which is {other.name!r} of {other.file.path.name} again")
+                    raise FormatError(f"{file.path.name} holds {name!r:.100}, which is {other.name!r:.100} of {other.file.path.name} again")
                 stored[canonical] = _Stored(file, name)
         yield stored
 
@@ -229,7 +243,7 @@ def has_tensor(folder: Path, name: str) -> bool:
         return name in stored
 
 
-def load_tensors(model: Module, folder: Path, *, strict: bool = True) -> LoadReport:
+def load_tensors(model: Any, folder: Path, *, strict: bool = True) -> LoadReport:
     """Set the parameters of a masked LM, or of a backbone under the path `bert.`, from a folder.
 
     Parameters
@@ -241,86 +255,107 @@ def load_tensors(model: Module, folder: Path, *, strict: bool = True) -> LoadRep
 
     Raises
     ------
+    FileNotFoundError
+        There is no safetensors file.
     FormatError
-        A file is broken, a tensor is missing or has the wrong shape. No parameter was set.
+        A file is broken, a tensor is missing or has the wrong shape or type. The model is as it was.
+
+    Warns
+    -----
+    UserWarning
+        There are tensors that the model has no place for, or the decoder differs from the word table that it is
+        tied to.
     """
     with _open_folder(folder) as stored:
-        wanted = dict(model.named_parameters())
-        notes = _settle_decoder(model, wanted, stored)
-        sources = {path: foreign_names(path) for path in wanted}
+        parameters = dict(model._named())  # tied ones at both paths
+        sources = {path: foreign_names(path) for path, _ in model.named_parameters()}
+        has_decoder = _DECODER_BIAS in sources
+        if has_decoder:
+            _add_decoder_sources(parameters, sources, stored)
         missing = sorted(name for names in sources.values() for name in names if name not in stored)
         if missing and strict:
-            raise FormatError(
-                f"{folder.name}: the checkpoint lacks {_some(missing)}. If these are to start at random (a new head, say), pass strict=False."
-            )
+            raise FormatError(f"{folder.name}: the checkpoint lacks {_some(missing)}. To let them start at random, pass strict=False.")
         for path, names in sources.items():
-            _check_shapes(path, wanted[path], names, stored)
-        values = {path: _read(wanted[path], names, stored) for path, names in sources.items() if all(name in stored for name in names)}
-        used = {name for path in values for name in sources[path]}
-        rest = sorted(stored.keys() - used)
+            for name in filter(stored.__contains__, names):
+                stored[name].check(path, _part_shape(parameters[path], names))
+        values = {path: _read(parameters[path], names, stored) for path, names in sources.items() if any(name in stored for name in names)}
+        used = {name for names in sources.values() for name in names}
+        ignored: list[str] = []
+        unexpected: list[str] = []
+        for name in sorted(stored.keys() - used):
+            is_known = _IGNORED.match(name) or name == _OUTPUT_BIAS or (name.startswith("cls.") and not has_decoder)
+            (ignored if is_known else unexpected).append(stored[name].name)
+    is_tied = has_decoder and parameters[_DECODER_WEIGHT] is parameters[_WORD_TABLE]
+    notes = _compare_twins(values) if is_tied else []
+    for note in [*notes, f"{folder.name}: the model has no place for {_some(unexpected)}"] if unexpected else notes:
+        warnings.warn(note, stacklevel=3)
+    if is_tied and _DECODER_WEIGHT in values:
+        model.untie_weights()
+        is_tied = False
+        parameters = dict(model._named())
     for path, array in values.items():
-        wanted[path].adopt(array)
-    ignored = tuple(name for name in rest if _IGNORED.match(name) or (_DECODER_WEIGHT not in dict(model._named()) and name.startswith("cls.")))
-    doubles = {_DECODER_WEIGHT, _DECODER_BIAS, _OUTPUT_BIAS}
-    unexpected = tuple(name for name in rest if name not in ignored and name not in doubles)
-    if unexpected:
-        warnings.warn(f"{folder.name}: the model has no place for {_some(unexpected)}", stacklevel=3)
-    return LoadReport(len(values), tuple(missing), unexpected, ignored, _is_tied(model), tuple(notes))
+        parameters[path].adopt(array)
+    return LoadReport(len(values), tuple(missing), tuple(unexpected), tuple(ignored), is_tied, tuple(notes))
 
 
-def _is_tied(model: Module) -> bool:
-    paths = dict(model._named())
-    return _DECODER_WEIGHT in paths and paths[_DECODER_WEIGHT] is paths.get(_WORD_TABLE)
+def _add_decoder_sources(parameters: dict[str, Parameter], sources: dict[str, list[str]], stored: Mapping[str, _Stored]) -> None:
+    """Say which of the names that the decoder's tensors go by are there; with both, both are read."""
+    if _DECODER_BIAS not in stored:
+        sources[_DECODER_BIAS] = [_OUTPUT_BIAS]
+    if parameters[_DECODER_WEIGHT] is not parameters[_WORD_TABLE]:
+        return
+    if _DECODER_BIAS in stored and _OUTPUT_BIAS in stored:
+        sources[_OUTPUT_BIAS] = [_OUTPUT_BIAS]
+        parameters[_OUTPUT_BIAS] = parameters[_DECODER_BIAS]
+    if _DECODER_WEIGHT in stored:
+        sources[_DECODER_WEIGHT if _WORD_TABLE in stored else _WORD_TABLE] = [_DECODER_WEIGHT]
 
 
-def _some(names: tuple[str, ...] | list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _settle_decoder(model: Any, wanted: dict[str, Parameter], stored: dict[str, _Stored]) -> list[str]:
-    """Decide whether the decoder shares the word table, and which of two names its bias has."""
-    notes: list[str] = []
-    if _DECODER_BIAS not in wanted:
-        return notes
-    if _DECODER_BIAS not in stored and _OUTPUT_BIAS in stored:
-        stored[_DECODER_BIAS] = stored[_OUTPUT_BIAS]
-    elif _DECODER_BIAS in stored and _OUTPUT_BIAS in stored and not _are_equal(stored[_DECODER_BIAS], stored[_OUTPUT_BIAS]):
+def _compare_twins(values: dict[str, np.ndarray[Any, Any]]) -> list[str]:
+    """Take out of `values` the second of two tensors that are tied; one decoder weight that differs stays. Return notes."""
+    notes = []
+    bias, weight = values.pop(_OUTPUT_BIAS, None), values.get(_DECODER_WEIGHT)
+    if bias is not None and not np.array_equal(bias, values[_DECODER_BIAS], equal_nan=True):
         notes.append(f"{_DECODER_BIAS} and {_OUTPUT_BIAS} differ: the decoder uses the first, as the reference implementation does")
-    if _is_tied(model) and _DECODER_WEIGHT in stored:
-        if _WORD_TABLE not in stored:
-            stored[_WORD_TABLE] = stored[_DECODER_WEIGHT]
-        elif not _are_equal(stored[_DECODER_WEIGHT], stored[_WORD_TABLE]):
-            notes.append(f"config.json ties the decoder to the word table, but {_DECODER_WEIGHT} differs from it: loaded untied")
-            model.untie_weights()
-            wanted[_DECODER_WEIGHT] = dict(model.named_parameters())[_DECODER_WEIGHT]
-    for note in notes:
-        warnings.warn(note, stacklevel=4)
+    if weight is not None:
+        if np.array_equal(weight, values[_WORD_TABLE], equal_nan=True):
+            del values[_DECODER_WEIGHT]
+        else:
+            notes.append(f"{_CONFIG_FILE} ties the decoder to the word table, but {_DECODER_WEIGHT} differs from it: loaded untied")
     return notes
 
 
-def _are_equal(a: _Stored, b: _Stored) -> bool:
-    return a.shape == b.shape and np.array_equal(a.read(), b.read())
+def _some(names: list[str]) -> str:
+    return ", ".join(f"{name:.100}" for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _check_shapes(path: str, parameter: Parameter, names: list[str], stored: Mapping[str, _Stored]) -> None:
-    shape = (parameter.shape[0] // len(names), *parameter.shape[1:])
-    for name in names:
-        if name in stored and stored[name].shape != shape:
-            raise FormatError(
-                f"{stored[name].file.path.name}: tensor {name} has shape {stored[name].shape}, config.json makes it {shape} (for {path})"
-            )
+def _part_shape(parameter: Parameter, names: list[str]) -> tuple[int, ...]:
+    """Return the shape of the tensors that make up a parameter, one below the other."""
+    return (parameter.shape[0] // len(names), *parameter.shape[1:])
 
 
 def _read(parameter: Parameter, names: list[str], stored: Mapping[str, _Stored]) -> np.ndarray[Any, Any]:
-    out = np.empty(parameter.shape, np.float32)
-    rows = parameter.shape[0] // len(names)
-    for i, name in enumerate(names):
-        stored[name].read_into(out[i * rows : (i + 1) * rows])
+    """Return a parameter's values from the tensors that make it up; where one is missing, the initial ones."""
+    is_whole = all(name in stored for name in names)
+    out = np.empty(parameter.shape, np.float32) if is_whole else np.array(parameter.array)
+    for name, part in zip(names, np.split(out, len(names)), strict=True):
+        if name in stored:
+            stored[name].file.read_into(stored[name].name, part)
     return out
 
 
-def save_tensors(model: Module, folder: Path) -> None:
-    """Write `model.safetensors` with the names that transformers reads. An older file is replaced at the end, whole."""
+def save_folder(model: Module, config: dict[str, Any], folder: Path) -> None:
+    """Write `model.safetensors`, with the names that transformers reads, and `config.json`.
+
+    Both are written beside the older ones, flushed to the disk, and only then put in their place: if the
+    writing fails, the folder is as it was.
+
+    Raises
+    ------
+    OSError
+        The files cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     tensors: dict[str, np.ndarray[Any, Any]] = {}
@@ -329,10 +364,28 @@ def save_tensors(model: Module, folder: Path) -> None:
         for name, part in zip(names, np.split(parameter.numpy(), len(names)), strict=True):
             tensors[_OUTPUT_BIAS if name == _DECODER_BIAS else name] = part
     if _DECODER_WEIGHT in tensors:  # untied: the reference implementation looks for both names of the bias
-        tensors[_DECODER_BIAS] = tensors[_OUTPUT_BIAS].copy()
-    temporary = folder / f".model.safetensors.{os.getpid()}"
+        tensors[_DECODER_BIAS] = tensors[_OUTPUT_BIAS]
+    new = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-        os.replace(temporary, folder / "model.safetensors")
+        try:
+            save_file(tensors, new / _WEIGHTS_FILE, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{folder / _WEIGHTS_FILE} cannot be written: {error}") from error
+        (new / _CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        os.chmod(new / _WEIGHTS_FILE, (new / _CONFIG_FILE).stat().st_mode)  # the library lets nobody but the owner read
+        for name in (_WEIGHTS_FILE, _CONFIG_FILE):
+            _flush(new / name)
+        for name in (_WEIGHTS_FILE, _CONFIG_FILE):
+            os.replace(new / name, folder / name)
+        _flush(folder)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from lucid.errors import FormatError
 from lucid.models.bert.config import BERTConfig
-from lucid.models.checkpoint import LoadReport, config_json, has_tensor, load_tensors, read_config, save_tensors
+from lucid.models.checkpoint import LoadReport, config_json, has_tensor, load_tensors, read_config, save_folder
+from lucid.models.hub import checkpoint_folder
 from lucid.nn import Module
 from lucid.text import BERTTokenizerFast
 
@@ -30,40 +31,46 @@ class PretrainedModel(Module):
         super().__init__()
         if not isinstance(config, BERTConfig):
             raise TypeError(f"{type(self).__name__} wants a BERTConfig, not {type(config).__name__}; see BERTConfig.base()")
-        self.config = config
+        self.config = replace(config)  # a copy: what is done to one model is not done to its siblings
         self.tokenizer: BERTTokenizerFast | None = None
         self.load_report: LoadReport | None = None
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, strict: bool = True) -> Self:
-        """Load a model, and its tokenizer if there is one, from a folder. The model is in eval mode.
+    def from_pretrained(cls, folder_or_hub_id: str | Path, *, strict: bool = True, revision: str | None = None) -> Self:
+        """Load a model, and its tokenizer if there is one, from a folder or the hub. The model is in eval mode.
 
         Parameters
         ----------
-        folder : path
+        folder_or_hub_id : path of a folder, or "org/name" on the Hugging Face hub
             Holds ``config.json`` and ``model.safetensors`` (or its shards and their index). Numbers become
             float32, whatever the file holds.
         strict : bool
             Whether a tensor that the checkpoint lacks is an error. Otherwise its parameter starts at random.
+        revision : str, optional. Branch, tag or commit on the hub.
 
         Raises
         ------
         FileNotFoundError
-            The folder, or a file in it, is missing.
+            The folder, or a file in it, is missing, or the hub does not give it.
         FormatError
             A file is broken, a tensor is missing or has the wrong shape, or the tokenizer has more words
             than the word table.
+
+        Warns
+        -----
+        UserWarning
+            The checkpoint holds tensors that the model has no place for, or a decoder that differs from the
+            word table that config.json ties it to; it is loaded untied.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is no folder: give one that holds config.json and model.safetensors")
+        folder = checkpoint_folder(folder_or_hub_id, revision)
         model = cls(read_config(folder, add_pooling_layer=cls._wants_pooler(folder)))
-        model.load_report = load_tensors(model._as_masked_lm(), folder, strict=strict)
         model._adopt_tokenizer(folder)
+        model.load_report = load_tensors(model._as_masked_lm(), folder, strict=strict)
         return model.eval()
 
     @classmethod
     def _wants_pooler(cls, folder: Path) -> bool:
+        """Return whether the model is to have a pooler: here, as under a masked LM head, it never is."""
         return False
 
     def _as_masked_lm(self) -> Module:
@@ -71,6 +78,7 @@ class PretrainedModel(Module):
         return self
 
     def _adopt_tokenizer(self, folder: Path) -> None:
+        """Take the tokenizer of a folder, if it has one."""
         if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt")):
             return
         self.tokenizer = BERTTokenizerFast.from_pretrained(folder)
@@ -85,12 +93,16 @@ class PretrainedModel(Module):
 
         Parameters
         ----------
-        folder : path. Made if it is missing.
+        folder : path. Made if it is missing, its parents too. An older model in it is replaced at the end, whole.
+
+        Raises
+        ------
+        OSError
+            The folder or a file cannot be written.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(self._as_masked_lm(), folder)
-        (folder / "config.json").write_text(json.dumps(config_json(self.config, self.architecture), indent=2) + "\n")
+        save_folder(self._as_masked_lm(), config_json(self.config, self.architecture), folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 

@@ -1,8 +1,14 @@
 """Reading safetensors files without mapping them into memory.
 
 A mapped file that is cut short while it is read kills the process; `pread` raises. So the header, a few
-lines of JSON, is parsed here; the checks are those of the safetensors library, which also does the
-writing.
+lines of JSON, is parsed here; the safetensors library does the writing. Whatever is read here the library
+reads too, with the same values. What the library reads is read here, except a file with
+
+- a name that stands twice in its header, where the library takes the last one;
+- more than 65,536 tensors, or a header of more than 8 MiB, or one with more brackets or commas than that many take;
+- a tensor of a type that is not in `_DTYPES`, or of more than 32 axes;
+- an empty tensor whose other lengths make a product of 2**62 bytes or more: no array can have its shape;
+- a tensor that is described by more than dtype, shape and data_offsets, or by a list of the three.
 """
 
 from __future__ import annotations
@@ -13,7 +19,7 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 
@@ -21,6 +27,11 @@ from lucid.errors import FormatError
 
 _MOST_HEADER_BYTES = 8 << 20
 _MOST_TENSORS = 65_536
+_MOST_BRACKETS = 4 * _MOST_TENSORS  # a tensor takes three
+_MOST_COMMAS = 16 * _MOST_TENSORS
+_MOST_AXES = 32
+_MOST_TENSOR_BYTES = 1 << 62
+_MOST_DIGITS = 20  # of 2**64 - 1
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?", "F8_E4M3": "u1", "F8_E5M2": "u1",
@@ -30,7 +41,7 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """Where a tensor lies in a file.
+    """What a tensor is and where in its file it lies.
 
     Attributes
     ----------
@@ -43,6 +54,34 @@ class TensorEntry:
     shape: tuple[int, ...]
     offset: int
     n_bytes: int
+
+    @property
+    def is_float(self) -> bool:
+        """Whether `read_into` can read it."""
+        return self.dtype in _FLOATS
+
+
+def open_regular_file(path: Path) -> tuple[int, int]:
+    """Open a file for reading; return its descriptor and its size in bytes.
+
+    Raises
+    ------
+    FormatError
+        It is a folder, a pipe or a device. Nothing was read, and the call did not wait.
+    OSError
+        It cannot be opened.
+
+    Notes
+    -----
+    Links are followed: the folders of the hub's cache consist of them.
+    """
+    # Not blocking: opening a pipe that nobody writes to would wait for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise FormatError(f"{path.name} is not a regular file")
+    return descriptor, status.st_size
 
 
 class SafetensorsFile:
@@ -62,13 +101,8 @@ class SafetensorsFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        # Not blocking: opening a pipe that nobody writes to would wait for ever.
-        self._descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._descriptor, self.n_bytes = open_regular_file(self.path)
         try:
-            status = os.fstat(self._descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise self._error("is not a regular file")
-            self.n_bytes = status.st_size
             self.entries = self._read_header()
         except BaseException:
             self.close()
@@ -92,17 +126,19 @@ class SafetensorsFile:
     def _read_header(self) -> dict[str, TensorEntry]:
         if self.n_bytes < 8:
             raise self._error(f"has {self.n_bytes} bytes, too few for a header")
-        n_header = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
-        if n_header > min(_MOST_HEADER_BYTES, self.n_bytes - 8):
+        start = self._read_bytes(0, 8)
+        n_header = int.from_bytes(start, "little")
+        if n_header > self.n_bytes - 8:
+            if start == b"version ":
+                raise FormatError(f"{self.path.name} is a pointer of Git LFS, not the file that it stands for: run `git lfs pull`")
             raise self._error(f"claims a header of {n_header} bytes in a file of {self.n_bytes}")
-        try:
-            header = json.loads(os.pread(self._descriptor, n_header, 8).decode(), object_pairs_hook=self._pairs, parse_constant=self._constant)
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise self._error("has a header that is not JSON") from error
+        if n_header > _MOST_HEADER_BYTES:
+            raise self._error(f"has a header of {n_header} bytes, more than {_MOST_HEADER_BYTES}")
+        header = self._parse(self._read_bytes(8, n_header))
         if not isinstance(header, dict):
             raise self._error("has a header that is not a JSON object")
-        metadata = header.pop("__metadata__", {})
-        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        metadata = header.pop("__metadata__", None)
+        if metadata is not None and not (isinstance(metadata, dict) and all(map(_is_text, metadata.values()))):
             raise self._error("has metadata that is not text")
         if len(header) > _MOST_TENSORS:
             raise self._error(f"has {len(header)} tensors, more than {_MOST_TENSORS}")
@@ -110,36 +146,60 @@ class SafetensorsFile:
         end = 8 + n_header
         for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].n_bytes)):
             if entry.offset != end:
-                raise self._error(f"has a gap or an overlap before tensor {name!r}")
+                raise self._error(f"has a gap or an overlap before tensor {name!r:.100}")
             end += entry.n_bytes
         if end != self.n_bytes:
             raise self._error(f"has {self.n_bytes} bytes, its tensors end at {end}")
         return entries
 
-    def _pairs(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({name for name, _ in pairs}) != len(pairs):
-            raise self._error("has a header that names something twice")
-        return dict(pairs)
+    def _parse(self, raw: bytearray) -> Any:
+        """Return the header's JSON: objects without doubles, text that is Unicode, integers from 0."""
+        # 8 MiB of "[]," would take a second and 200 MB before the first of them could be looked at.
+        if raw.count(b"[") + raw.count(b"{") > _MOST_BRACKETS or raw.count(b",") > _MOST_COMMAS:
+            raise self._error(f"has a header with more brackets or commas than {_MOST_TENSORS} tensors take")
+        try:
+            return json.loads(
+                raw.decode(), object_pairs_hook=self._pairs, parse_int=self._size, parse_float=self._refuse, parse_constant=self._refuse
+            )
+        except FormatError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise self._error("has a header that is not JSON") from error
 
-    def _constant(self, name: str) -> None:
-        raise self._error(f"has {name} in its header")
+    def _pairs(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        members = dict(pairs)
+        if len(members) != len(pairs):
+            raise self._error("has a header that names something twice")
+        if not all(map(_is_text, members)):
+            raise self._error("has a name in its header that is not Unicode text")
+        return members
+
+    def _size(self, digits: str) -> int:
+        # A size is never negative; "-0" would pass for 0. Python refuses thousands of digits in its own way.
+        return self._refuse(digits) if digits.startswith("-") or len(digits) > _MOST_DIGITS else int(digits)
+
+    def _refuse(self, number: str) -> NoReturn:
+        raise self._error(f"has the number {number:.30} in its header, where only sizes belong")
 
     def _entry(self, name: str, fields: Any, data_begin: int) -> TensorEntry:
-        def is_size(x: Any) -> bool:
-            return isinstance(x, int) and not isinstance(x, bool) and 0 <= x < 1 << 62
+        def are_sizes(values: Any, least: int, most: int) -> bool:
+            return isinstance(values, list) and least <= len(values) <= most and all(type(x) is int for x in values)
 
         if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
-            raise self._error(f"describes tensor {name!r} wrongly")
+            raise self._error(f"describes tensor {name!r:.100} by other things than dtype, shape and data_offsets")
         dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
         if not isinstance(dtype, str) or dtype not in _DTYPES:
-            raise self._error(f"has tensor {name!r} of type {dtype!r}, which lucid does not read")
-        if not isinstance(shape, list) or len(shape) > 32 or not all(map(is_size, shape)):
-            raise self._error(f"has tensor {name!r} of shape {shape!r}")
-        if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_size, offsets)):
-            raise self._error(f"has tensor {name!r} at offsets {offsets!r}")
-        n_bytes = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
+            raise FormatError(f"{self.path.name} has tensor {name!r:.100} of type {dtype!r:.100}; lucid knows {', '.join(_DTYPES)}")
+        if not are_sizes(shape, 0, _MOST_AXES):
+            raise self._error(f"has tensor {name!r:.100} of shape {shape!r:.100}")
+        if not are_sizes(offsets, 2, 2):
+            raise self._error(f"has tensor {name!r:.100} at offsets {offsets!r:.100}")
+        n_item = np.dtype(_DTYPES[dtype]).itemsize
+        if math.prod(max(1, length) for length in shape) * n_item >= _MOST_TENSOR_BYTES:
+            raise self._error(f"has tensor {name!r:.100} of shape {shape!r:.100}, which no array can have")
+        n_bytes = math.prod(shape) * n_item
         if offsets[1] - offsets[0] != n_bytes or data_begin + offsets[1] > self.n_bytes:
-            raise self._error(f"has tensor {name!r} at offsets {offsets!r}, which do not fit its shape {shape} or the file")
+            raise self._error(f"has tensor {name!r:.100} at offsets {offsets}, which do not fit its shape {shape!r:.100} or the file")
         return TensorEntry(dtype, tuple(shape), data_begin + offsets[0], n_bytes)
 
     def read_into(self, name: str, out: np.ndarray[Any, Any]) -> None:
@@ -149,24 +209,55 @@ class SafetensorsFile:
         ------
         FormatError
             The tensor does not hold floating-point numbers, or the file was cut short.
+
+        Notes
+        -----
+        A double beyond float32's range becomes infinite.
         """
         entry = self.entries[name]
-        if entry.dtype not in _FLOATS:
-            raise self._error(f"has tensor {name!r} of type {entry.dtype}, where floating-point numbers are wanted")
+        if not entry.is_float:
+            raise FormatError(f"{self.path.name} has tensor {name!r:.100} of type {entry.dtype}, wanted one of {', '.join(_FLOATS)}")
+        if out.dtype != np.float32 or out.shape != entry.shape or not out.flags.c_contiguous:
+            raise ValueError(f"tensor {name!r:.100} wants a contiguous float32 array of shape {entry.shape}")
         if entry.dtype == "F32":
-            self._read_bytes(name, entry, out)
+            self._fill(out, entry.offset, name)
             return
         raw = np.empty(entry.shape, _DTYPES[entry.dtype])
-        self._read_bytes(name, entry, raw)
+        self._fill(raw, entry.offset, name)
         if entry.dtype == "BF16":  # the upper half of a float32
             np.left_shift(raw, np.uint32(16), out=out.view(np.uint32), dtype=np.uint32)
-        else:
+            return
+        with np.errstate(over="ignore", invalid="ignore"):  # invalid: a signalling NaN becomes a quiet one
             out[...] = raw
 
-    def _read_bytes(self, name: str, entry: TensorEntry, out: np.ndarray[Any, Any]) -> None:
-        view, done = memoryview(out.reshape(-1).view(np.uint8)), 0
-        while done < entry.n_bytes:
-            n = os.preadv(self._descriptor, [view[done:]], entry.offset + done)
+    def _fill(self, out: np.ndarray[Any, Any], offset: int, name: str) -> None:
+        view = out.reshape(-1).view(np.uint8).data
+        if self._read(view, offset) < len(view):
+            raise self._error(f"was cut short while tensor {name!r:.100} was read")
+
+    def _read_bytes(self, offset: int, n_bytes: int) -> bytearray:
+        buffer = bytearray(n_bytes)
+        if self._read(memoryview(buffer), offset) < n_bytes:
+            raise self._error("was cut short while its header was read")
+        return buffer
+
+    def _read(self, view: memoryview, offset: int) -> int:
+        """Fill `view` from the file at `offset`; return how many bytes there were."""
+        done = 0
+        while done < len(view):
+            n = os.preadv(self._descriptor, [view[done:]], offset + done)  # one call reads 2 GiB at most
             if n == 0:
-                raise self._error(f"was cut short while tensor {name!r} was read")
+                break
             done += n
+        return done
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether a value is a str, and not one with half of a surrogate pair: JSON can write that, no file of text can."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -66,9 +66,11 @@ class Parameter(Tensor):
     def _values(self) -> np.ndarray[Any, Any]:
         if self._array is None:
             if self._packed is not None:
-                return self._packed.unpack()
+                unpacked: np.ndarray[Any, Any] = self._packed.unpack()
+                return unpacked
             self._array = self._initializer(self._shape)
-        return self._array
+        values: np.ndarray[Any, Any] = self._array
+        return values
 
     def row_major(self) -> Any:
         """Return the values as `array` does, and keep them in this layout from now on."""

@@ -35,9 +35,8 @@ def _check(x: Array, *, name: str) -> None:
 
 
 def _forward(x: Array, *, name: str, keep: bool) -> tuple[Array, Any]:
-    x = np.ascontiguousarray(x)
-    y = np.empty_like(x)
-    kernels.activation_forward(x.reshape(-1), y.reshape(-1), {**ACTIVATIONS, **ELEMENTARY}[name], threads_for(x.size))
+    y = np.empty(x.shape, np.float32)
+    kernels.activation_forward(np.ascontiguousarray(x).reshape(-1), y.reshape(-1), {**ACTIVATIONS, **ELEMENTARY}[name], threads_for(x.size))
     return y, (x, name) if keep else None
 
 
@@ -45,7 +44,7 @@ def _backward(saved: tuple[Array, str], d_y: Array) -> tuple[Array]:
     x, name = saved
     d_x = np.empty(x.shape, np.float32)
     kernels.activation_backward(
-        x.reshape(-1), np.ascontiguousarray(d_y).reshape(-1), d_x.reshape(-1), ACTIVATIONS[name], threads_for(x.size)
+        np.ascontiguousarray(x).reshape(-1), np.ascontiguousarray(d_y).reshape(-1), d_x.reshape(-1), ACTIVATIONS[name], threads_for(x.size)
     )
     return (d_x,)
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from lucid._ext import kernels
 from lucid.ops.op import Array, Kernel, Op, rows_contiguous, want
+from lucid.random import check_seed
 from lucid.threads import get_num_threads
 
 
@@ -36,10 +37,11 @@ class AttentionDropout:
     examples: Array
 
 
-def _check_starts(name: str, starts: Array, n_rows: int) -> None:
-    want("attention", name, starts, np.int32, (None,))
-    if len(starts) < 1 or starts[0] != 0 or starts[-1] != n_rows or (len(starts) > 1 and int(np.diff(starts).min()) < 0):
-        raise ValueError(f"attention: {name} must rise from 0 to the number of rows, {n_rows}")
+def want_starts(op: str, name: str, starts: Array, n_rows: int) -> None:
+    """Raise unless `starts` (B + 1,) rises from 0 to the number of rows."""
+    want(op, name, starts, np.int32, (None,))
+    if len(starts) < 1 or starts[0] != 0 or starts[-1] != n_rows or (len(starts) > 1 and (starts[1:] < starts[:-1]).any()):
+        raise ValueError(f"{op}: {name} must rise from 0 to the number of rows, {n_rows}")
 
 
 def _check(
@@ -61,9 +63,9 @@ def _check(
         want("attention", "keys_values", keys_values, np.float32, (None, 2 * width))
     if n_heads < 1 or width % n_heads:
         raise ValueError(f"attention: width {width} must be a multiple of n_heads {n_heads}")
-    _check_starts("key_starts", key_starts, n_queries if keys_values is None else keys_values.shape[0])
+    want_starts("attention", "key_starts", key_starts, n_queries if keys_values is None else keys_values.shape[0])
     if query_starts is not None:
-        _check_starts("query_starts", query_starts, n_queries)
+        want_starts("attention", "query_starts", query_starts, n_queries)
         if len(query_starts) != len(key_starts):
             raise ValueError("attention: query_starts and key_starts must tell of the same sequences")
         if ((np.diff(query_starts) > 0) & (np.diff(key_starts) == 0)).any():
@@ -74,6 +76,7 @@ def _check(
         want("attention", "dropout.query_columns", dropout.query_columns, np.int32, (n_queries,))
         want("attention", "dropout.key_columns", dropout.key_columns, np.int32, (int(key_starts[-1]),))
         want("attention", "dropout.examples", dropout.examples, np.int32, (len(key_starts) - 1,))
+        check_seed(dropout.seed)
         if not 0 <= dropout.p < 1:
             raise ValueError(f"attention: dropout.p must lie in [0, 1), not {dropout.p}")
 
@@ -91,6 +94,7 @@ def _forward(
     q, k, v = _split(queries, keys_values)
     width = q.shape[1]
     out = np.empty((q.shape[0], width), np.float32)
+    scale = 1.0 / np.sqrt(max(1, width // n_heads))
     lse = np.empty((q.shape[0], n_heads), np.float32) if keep else None
     starts = np.ascontiguousarray(key_starts)
     query_starts = starts if query_starts is None else np.ascontiguousarray(query_starts)
@@ -101,7 +105,7 @@ def _forward(
         query_starts,
         starts,
         n_heads,
-        1.0 / np.sqrt(width // n_heads),
+        scale,
         out,
         lse,
         *_dropout_arguments(dropout),
@@ -122,7 +126,7 @@ def _backward(saved: tuple[Any, ...], d_out: Array) -> tuple[Array, ...]:
         query_starts,
         starts,
         n_heads,
-        1.0 / np.sqrt(q.shape[1] // n_heads),
+        1.0 / np.sqrt(max(1, q.shape[1] // n_heads)),
         out,
         lse,
         np.ascontiguousarray(d_out),

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.linear import PackedWeight, column_sum, linear, product
+from lucid.ops.linear import PackedWeight, column_sum, linear, product, want_weight
 from lucid.ops.op import Array, Kernel, Op, want, want_ids
 from lucid.threads import get_num_threads, threads_for
 
@@ -15,9 +15,7 @@ _ROWS_SORTED_AT_ONCE = 16
 
 
 def _check_product(op: str, x: Array, weight: PackedWeight | Array, bias: Array | None) -> None:
-    if not isinstance(weight, PackedWeight):
-        want(op, "weight", weight, np.float32, (None, None))
-    n_words, width = weight.shape
+    n_words, width = want_weight(op, "weight", weight)
     if n_words == 0 or width == 0:
         raise ValueError(f"{op}: weight has shape {weight.shape}")
     want(op, "x", x, np.float32, (None, width))
@@ -35,9 +33,7 @@ def _check_cross_entropy(x: Array, weight: PackedWeight | Array, bias: Array | N
     want_ids("decoder_cross_entropy", "labels", labels, weight.shape[0])
 
 
-def _cross_entropy(
-    x: Array, weight: PackedWeight | Array, bias: Array | None = None, *, labels: Array, keep: bool
-) -> tuple[Array, Any]:
+def _cross_entropy(x: Array, weight: PackedWeight | Array, bias: Array | None = None, *, labels: Array, keep: bool) -> tuple[Array, Any]:
     losses = np.empty(x.shape[0], np.float32)
     lse = np.empty(x.shape[0], np.float32)
     kernels.decoder_cross_entropy_forward(
@@ -81,7 +77,9 @@ def _check_top_k(x: Array, weight: PackedWeight | Array, bias: Array | None = No
         raise ValueError(f"decoder_top_k: k must lie between 1 and the {weight.shape[0]} words, not {k}")
 
 
-def _top_k(x: Array, weight: PackedWeight | Array, bias: Array | None = None, *, k: int, keep: bool) -> tuple[tuple[Array, Array, Array], Any]:
+def _top_k(
+    x: Array, weight: PackedWeight | Array, bias: Array | None = None, *, k: int, keep: bool
+) -> tuple[tuple[Array, Array, Array], Any]:
     packed, n_kept = _packed(weight), min(k, _MOST_KEPT)
     values = np.empty((x.shape[0], n_kept), np.float32)
     ids = np.empty((x.shape[0], n_kept), np.int32)

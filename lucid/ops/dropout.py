@@ -6,6 +6,7 @@ import numpy as np
 
 from lucid._ext import kernels
 from lucid.ops.op import Array, Kernel, Op, want
+from lucid.random import check_seed
 from lucid.threads import threads_for
 
 
@@ -13,6 +14,7 @@ def _check(x: Array, *, p: float, seed: int, stream: int, columns: Array, exampl
     want("dropout", "x", x, np.float32, (None, None))
     want("dropout", "columns", columns, np.int32, (x.shape[0],))
     want("dropout", "examples", examples, np.int32, (x.shape[0],))
+    check_seed(seed)
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p must lie in [0, 1), not {p}")
 

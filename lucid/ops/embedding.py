@@ -6,7 +6,7 @@ import numpy as np
 
 from lucid._ext import kernels
 from lucid.ops.layer_norm import norm_backward
-from lucid.ops.linear import PackedWeight
+from lucid.ops.linear import PackedWeight, want_weight
 from lucid.ops.op import Array, Kernel, Op, RowsGradient, want, want_ids
 from lucid.threads import threads_for
 
@@ -23,13 +23,12 @@ def _check(
     type_ids: Array,
     eps: float,
 ) -> None:
-    n_words, width = words.shape
-    if not isinstance(words, PackedWeight):
-        want("embedding", "words", words, np.float32, (None, None))
+    n_words, width = want_weight("embedding", "words", words)
     want("embedding", "positions", positions, np.float32, (None, width))
     want("embedding", "types", types, np.float32, (None, width))
     want("embedding", "gain", gain, np.float32, (width,))
     want("embedding", "bias", bias, np.float32, (width,))
+    want("embedding", "ids", ids, np.int32, (None,))
     n_tokens = len(ids)
     for name, index, limit in (
         ("ids", ids, n_words),

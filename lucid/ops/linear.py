@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
+from lucid.ops import activation as elementwise
 from lucid.ops.activation import ACTIVATIONS
-from lucid.ops.activation import activation as activate
 from lucid.ops.op import Array, Kernel, Op, RowsGradient, rows_contiguous, want
 from lucid.threads import get_num_threads, threads_for
 
@@ -55,6 +55,18 @@ class PackedWeight:
         return weight
 
 
+def want_weight(op: str, name: str, weight: PackedWeight | Array) -> tuple[int, int]:
+    """Return (N, K) of a weight; raise unless it is a float32 matrix or a sound `PackedWeight`."""
+    if not isinstance(weight, PackedWeight):
+        want(op, name, weight, np.float32, (None, None))
+        n, k = weight.shape
+        return n, k
+    n, k = weight.shape
+    width = kernels.panel_width
+    want(op, f"{name}.panels", weight.panels, np.float32, (-(-n // width), k, width))
+    return n, k
+
+
 def _check(
     x: Array,
     weight: PackedWeight | Array,
@@ -64,10 +76,8 @@ def _check(
     activation: str | None = None,
     columns: tuple[int, int] | None = None,
 ) -> None:
-    n, k = weight.shape
+    n, k = want_weight("linear", "weight", weight)
     want("linear", "x", x, np.float32, (None, k))
-    if not isinstance(weight, PackedWeight):
-        want("linear", "weight", weight, np.float32, (None, None))
     if k == 0:
         raise ValueError("linear: x and weight have width 0")
     begin, end = columns or (0, n)
@@ -113,7 +123,7 @@ def _forward(
     )
     saved = (x, weight, bias is not None, residual is not None, activation, (begin, end), y if is_split else None) if keep else None
     if is_split:
-        y = activate(y, name=activation)
+        y = elementwise.activation(y, name=activation)
         if residual is not None:
             y += residual
     return y, saved
@@ -123,7 +133,7 @@ def _backward(saved: tuple[Any, ...], d_y: Array) -> tuple[Any, ...]:
     x, weight, has_bias, has_residual, activation, (begin, end), before = saved
     d_residual = d_y if has_residual else None
     if before is not None:
-        (d_y,) = activate.cpu.backward((before, activation), d_y)  # type: ignore[misc]
+        (d_y,) = elementwise.activation.cpu.backward((before, activation), d_y)  # type: ignore[misc]
     row_major = weight.unpack() if isinstance(weight, PackedWeight) else weight
     d_x = product(d_y, row_major[begin:end])
     d_weight = product(d_y, x, transpose_a=True)

@@ -6,7 +6,7 @@ import numpy as np
 
 from lucid._ext import kernels
 from lucid.ops.op import Array, Kernel, Op, want
-from lucid.random import Purpose, stream
+from lucid.random import Purpose, check_seed, stream
 from lucid.threads import threads_for
 
 
@@ -31,6 +31,19 @@ def _check(
     want("mlm_mask", "columns", columns, np.int32, ids.shape)
     want("mlm_mask", "examples", examples, np.int32, ids.shape)
     want("mlm_mask", "special_ids", special_ids, np.int32, (None,))
+    check_seed(seed)
+    for name, n, most in (
+        ("vocab_size", vocab_size, 1 << 31),
+        ("mask_token_id", mask_token_id, None),
+        ("ignore_index", ignore_index, None),
+        ("epoch", epoch, 1 << 16),
+    ):
+        if isinstance(n, bool) or not hasattr(n, "__index__"):
+            raise TypeError(f"mlm_mask: {name} must be an integer, not {type(n).__name__}")
+        if most is not None and not 0 <= n < most:
+            raise ValueError(f"mlm_mask: {name} must lie between 0 and {most - 1}, not {n}")
+    if not -(1 << 63) <= ignore_index < 1 << 63:
+        raise ValueError(f"mlm_mask: ignore_index must be a 64-bit integer, not {ignore_index}")
     for name, p in (
         ("mlm_probability", mlm_probability),
         ("mask_replace_prob", mask_replace_prob),
@@ -42,7 +55,7 @@ def _check(
         raise ValueError(f"mask_replace_prob + random_replace_prob must not exceed 1, they make {mask_replace_prob + random_replace_prob}")
     if not 0 <= mask_token_id < vocab_size:
         raise IndexError(f"mask_token_id {mask_token_id} is outside the vocabulary, [0, {vocab_size})")
-    if len(special_ids) and (special_ids[0] < 0 or special_ids[-1] >= vocab_size or (np.diff(special_ids) <= 0).any()):
+    if len(special_ids) and (special_ids[0] < 0 or special_ids[-1] >= vocab_size or (special_ids[1:] <= special_ids[:-1]).any()):
         raise ValueError("mlm_mask: special_ids must be sorted, distinct and within the vocabulary")
     if len(special_ids) >= vocab_size and random_replace_prob > 0:
         raise ValueError("mlm_mask: every word is special: there is no random word to draw. Set random_replace_prob=0.")

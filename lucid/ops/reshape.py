@@ -1,13 +1,18 @@
 """Another shape for the same numbers."""
 
+import math
 from typing import Any
+
+import numpy as np
 
 from lucid.ops.op import Array, Kernel, Op
 
 
 def _check(x: Array, *, shape: tuple[int, ...]) -> None:
-    if not hasattr(x, "reshape"):
-        raise TypeError(f"reshape: x must be an array, not {type(x).__name__}")
+    if not hasattr(x, "dtype") or x.dtype != np.float32:
+        raise TypeError(f"reshape: x must be a float32 array, not {getattr(x, 'dtype', type(x).__name__)}")
+    if any(n < 0 for n in shape) or math.prod(shape) != x.size:
+        raise ValueError(f"reshape: shape {shape} does not hold the {x.size} numbers of x, whose shape is {x.shape}")
 
 
 def _forward(x: Array, *, shape: tuple[int, ...], keep: bool) -> tuple[Array, Any]:

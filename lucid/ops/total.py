@@ -25,6 +25,8 @@ def _total_backward(saved: tuple[tuple[int, ...], float], d_y: Array) -> tuple[A
 def _check_scale(x: Array, *, factor: float) -> None:
     if not hasattr(x, "dtype") or x.dtype != np.float32:
         raise TypeError(f"scale: x must be a float32 array, not {getattr(x, 'dtype', type(x).__name__)}")
+    if not isinstance(factor, (int, float, np.number)):
+        raise TypeError(f"scale: factor must be a number, not {type(factor).__name__}")
 
 
 def _scale(x: Array, *, factor: float, keep: bool) -> tuple[Array, Any]:

@@ -22,7 +22,8 @@ class NonFiniteError(ArithmeticError):
 def default_groups(model: Module, weight_decay: float = 0.01) -> list[Group]:
     """Return parameter groups for `AdamW`: no decay on biases and LayerNorm (Devlin et al. 2019, appendix A.2)."""
     plain = {id(p) for module in model.modules() if isinstance(module, LayerNorm) for p in (module.weight, module.bias)}
-    decayed, kept = {}, {}
+    decayed: dict[str, Parameter] = {}
+    kept: dict[str, Parameter] = {}
     for name, parameter in model.named_parameters():
         (kept if id(parameter) in plain or name.endswith("bias") else decayed)[name] = parameter
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]

@@ -8,9 +8,7 @@ from tokenizers import Encoding, Tokenizer
 def listed(texts: Iterable[str], name: str) -> list[str]:
     """Give texts as a list; a lone str is refused, since it would be taken for a list of characters."""
     if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
-        raise TypeError(
-            f"{name} is a {type(texts).__name__}, wanted a list of str; for one text use encode_plus or encode"
-        )
+        raise TypeError(f"{name} is a {type(texts).__name__}, wanted a list of str; for one text use encode_plus or encode")
     return list(texts)
 
 

@@ -47,8 +47,7 @@ class Template:
         """Raise ValueError where the limit leaves no room for the special tokens."""
         if self.limit is not None and self.limit < self._n_special(is_pair):
             raise ValueError(
-                f"max_length is {self.limit}, wanted at least {self._n_special(is_pair)}, "
-                "since [CLS] and [SEP] take that many"
+                f"max_length is {self.limit}, wanted at least {self._n_special(is_pair)}, since [CLS] and [SEP] take that many"
             )
 
     def fill(self, a: Encoding, b: Encoding | None, name: str) -> dict[str, list[Any]]:

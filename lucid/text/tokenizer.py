@@ -84,9 +84,7 @@ class BERTTokenizerFast:
             max_input_chars_per_word=max_input_chars_per_word,
             source=source,
         )
-        special = SpecialTokens(
-            unk_token=unk_token, sep_token=sep_token, pad_token=pad_token, cls_token=cls_token, mask_token=mask_token
-        )
+        special = SpecialTokens(unk_token=unk_token, sep_token=sep_token, pad_token=pad_token, cls_token=cls_token, mask_token=mask_token)
         self._adopt(backend, special, None, source)
 
     def _adopt(self, backend: Tokenizer, special: SpecialTokens, model_max_length: int | None, source: str) -> None:
@@ -189,9 +187,7 @@ class BERTTokenizerFast:
         truncation: bool = False,
     ) -> list[int]:
         """Give the ids of a text or of a pair of texts; see `encode_plus`."""
-        encoded = self.encode_plus(
-            text, text_pair, add_special_tokens=add_special_tokens, max_length=max_length, truncation=truncation
-        )
+        encoded = self.encode_plus(text, text_pair, add_special_tokens=add_special_tokens, max_length=max_length, truncation=truncation)
         return encoded["input_ids"]
 
     def encode_plus(
@@ -336,9 +332,7 @@ class BERTTokenizerFast:
         rows = [self._checked_ids(row, f"ids[{i}]") for i, row in enumerate(ids)]
         return self._backend.decode_batch(rows, skip_special_tokens=skip_special_tokens)
 
-    def _encode(
-        self, texts: list[str], pairs: list[str] | None, names: tuple[str, str], template: Template
-    ) -> dict[str, list[Any]]:
+    def _encode(self, texts: list[str], pairs: list[str] | None, names: tuple[str, str], template: Template) -> dict[str, list[Any]]:
         """Encode lists of texts: for each key of `encode_plus` a list of rows."""
         if pairs is not None and len(pairs) != len(texts):
             raise ValueError(f"texts holds {len(texts)} texts but pairs {len(pairs)}; wanted as many")
@@ -346,9 +340,7 @@ class BERTTokenizerFast:
         has_places = template.has_offsets or template.has_word_ids
         first = split(self._backend, texts, names[0], has_places)
         second = [None] * len(texts) if pairs is None else split(self._backend, pairs, names[1], has_places)
-        rows = [
-            template.fill(a, b, names[0].format(place)) for place, (a, b) in enumerate(zip(first, second, strict=True))
-        ]
+        rows = [template.fill(a, b, names[0].format(place)) for place, (a, b) in enumerate(zip(first, second, strict=True))]
         return {key: [row[key] for row in rows] for key in template.keys}
 
     def _template(
@@ -359,9 +351,7 @@ class BERTTokenizerFast:
             try:
                 max_length = operator.index(max_length)
             except TypeError:
-                raise TypeError(
-                    f"max_length is {max_length!r} ({type(max_length).__name__}), wanted an int or None"
-                ) from None
+                raise TypeError(f"max_length is {max_length!r} ({type(max_length).__name__}), wanted an int or None") from None
         if not isinstance(truncation, bool):
             raise TypeError(f"truncation is {truncation!r}, wanted True or False; pairs are always cut longest first")
         if truncation and max_length is None:

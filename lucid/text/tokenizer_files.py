@@ -74,9 +74,7 @@ def read_folder(folder: str | PathLike[str]) -> tuple[Tokenizer, SpecialTokens, 
     return backend, _special_tokens(folder, config, backend), _max_length(config, str(config_path)), str(path)
 
 
-def write_folder(
-    folder: str | PathLike[str], backend: Tokenizer, special: SpecialTokens, model_max_length: int | None
-) -> None:
+def write_folder(folder: str | PathLike[str], backend: Tokenizer, special: SpecialTokens, model_max_length: int | None) -> None:
     """Write `vocab.txt`, `tokenizer.json` and `tokenizer_config.json`, making the folder if need be."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,9 +136,7 @@ def _read_tokenizer_json(path: Path, config: Mapping[str, Any], config_source: s
     except Exception as error:  # the tokenizers library raises bare Exception
         raise FormatError(f"{path} is no file of the tokenizers library: {error}") from error
     if not isinstance(backend.model, WordPiece):
-        raise FormatError(
-            f"{path} holds a {type(backend.model).__name__} model, wanted WordPiece; this is not a BERT tokenizer"
-        )
+        raise FormatError(f"{path} holds a {type(backend.model).__name__} model, wanted WordPiece; this is not a BERT tokenizer")
     check_max_input_chars(backend.model.max_input_chars_per_word, str(path))
     if isinstance(old := backend.normalizer, BertNormalizer) and config.get("tokenizer_class") not in GENERIC_CLASSES:
         backend.normalizer = BertNormalizer(

@@ -97,19 +97,13 @@ def check_vocab(vocab: Mapping[str, int] | Iterable[str], source: str) -> dict[s
         try:
             token_id = operator.index(given)
         except TypeError:
-            raise TypeError(
-                f"{source}: the id of {token!r} is {given!r} ({type(given).__name__}), wanted an int"
-            ) from None
+            raise TypeError(f"{source}: the id of {token!r} is {given!r} ({type(given).__name__}), wanted an int") from None
         if token_id < 0:
             raise FormatError(f"{source}: the id of {token!r} is {token_id}; ids run from 0")
         if not token or _UNWRITABLE.search(token):
-            raise FormatError(
-                f"{source}: token {token!r} (id {token_id}) is empty, or has a line break or a lone surrogate"
-            )
+            raise FormatError(f"{source}: token {token!r} (id {token_id}) is empty, or has a line break or a lone surrogate")
         if token in id_of:
-            raise FormatError(
-                f"{source}: token {token!r} has two ids, {id_of[token]} and {token_id}; remove or rename one of them"
-            )
+            raise FormatError(f"{source}: token {token!r} has two ids, {id_of[token]} and {token_id}; remove or rename one of them")
         if token_id in token_of:
             raise FormatError(f"{source}: id {token_id} belongs to {token_of[token_id]!r} and to {token!r}")
         id_of[token] = token_id
@@ -138,9 +132,7 @@ def check_max_input_chars(value: object, source: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{source}: max_input_chars_per_word is {value!r} ({type(value).__name__}), wanted an int")
     if not 1 <= value <= MAX_INPUT_CHARS_PER_WORD:
-        raise FormatError(
-            f"{source}: max_input_chars_per_word is {value}, wanted 1 to {MAX_INPUT_CHARS_PER_WORD}; BERT uses 100"
-        )
+        raise FormatError(f"{source}: max_input_chars_per_word is {value}, wanted 1 to {MAX_INPUT_CHARS_PER_WORD}; BERT uses 100")
     return value
 
 
@@ -232,9 +224,7 @@ def finish_backend(backend: Tokenizer, special: SpecialTokens, source: str) -> d
                 f"plays this role: {role}=..."
             )
     if backend.model.token_to_id(special.unk_token) is None:
-        raise FormatError(
-            f"{source}: {special.unk_token!r} is only an added token; the unk_token must be in the model's vocabulary"
-        )
+        raise FormatError(f"{source}: {special.unk_token!r} is only an added token; the unk_token must be in the model's vocabulary")
     backend.no_truncation()
     backend.no_padding()
     backend.model.unk_token = special.unk_token

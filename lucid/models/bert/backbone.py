@@ -5,9 +5,10 @@ Inside, a batch is packed: arrays are [tokens, width] and hold no padding (packi
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,11 +18,37 @@ from lucid.models.bert.packing import PackedBatch, TokenRows, pack
 from lucid.models.pretrained import PretrainedModel, folder_has_pooler
 from lucid.nn import Dropout, Embedding, LayerNorm, Linear, Module, ModuleList, init
 from lucid.ops.attention import AttentionDropout, attention
+from lucid.ops.attention_map import attention_map
 from lucid.ops.embedding import embedding
 from lucid.ops.reshape import reshape
 from lucid.ops.rows import gather_rows, scatter_rows
 from lucid.random import Purpose, resolve_seed, stream
 from lucid.tensor import Tensor
+
+
+class BERTOutput(NamedTuple):
+    """What `BERT.forward` returns when inner states are asked for.
+
+    Attributes
+    ----------
+    sequence_output : Tensor, (B, S, C)
+    pooled_output : Tensor, (B, C), or None
+    hidden_states : list of Tensor (B, S, C): the embeddings, then the output of every layer; or None
+    attentions : list of Tensor (B, H, S, S), a layer each; or None. Probabilities before dropout.
+    """
+
+    sequence_output: Tensor
+    pooled_output: Tensor | None
+    hidden_states: list[Tensor] | None
+    attentions: list[Tensor] | None
+
+
+@dataclass
+class Trace:
+    """Inner states, as they pass by; `attentions` None where they are not asked for."""
+
+    hidden_states: list[Tensor] = field(default_factory=list)
+    attentions: list[Tensor] | None = None
 
 
 class BERTEmbeddings(Module):
@@ -68,10 +95,14 @@ class BERTAttention(Module):
         self.p_dropout = config.attention_probs_dropout_prob
         self.stream = stream(Purpose.ATTENTION_DROPOUT, layer)
 
-    def forward(self, hidden: Tensor, batch: PackedBatch, rows: TokenRows | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, batch: PackedBatch, rows: TokenRows | None = None, trace: Trace | None = None) -> Tensor:
         """Return the next hidden state of all tokens, (T, C), or of `rows`, (P, C)."""
         if rows is None:
             asked, queries, keys_values, query_starts = batch, self.qkv(hidden), None, None
+            if trace is not None and trace.attentions is not None:
+                trace.attentions.append(
+                    apply(attention_map, queries, n_heads=self.n_heads, starts=batch.starts, columns=batch.columns, length=batch.shape[1])
+                )
         else:
             asked, query_starts = batch.take(rows), rows.starts
             keys_values = self.qkv(hidden, columns=(hidden.shape[1], 3 * hidden.shape[1]))
@@ -128,9 +159,9 @@ class BERTLayer(Module):
         self.attention = BERTAttention(config, layer)
         self.feed_forward = BERTFeedForward(config, layer)
 
-    def forward(self, hidden: Tensor, batch: PackedBatch, rows: TokenRows | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, batch: PackedBatch, rows: TokenRows | None = None, trace: Trace | None = None) -> Tensor:
         """Return the next hidden state of all tokens, (T, C), or of `rows`, (P, C)."""
-        hidden = self.attention(hidden, batch, rows)
+        hidden = self.attention(hidden, batch, rows, trace)
         return self.feed_forward(hidden, batch if rows is None else batch.take(rows))  # type: ignore[no-any-return]
 
 
@@ -149,12 +180,19 @@ class BERTEncoder(Module):
         self.is_recomputed = False
         self.layer = ModuleList([BERTLayer(config, i) for i in range(config.num_hidden_layers)])
 
-    def forward(self, hidden: Tensor, batch: PackedBatch, rows: TokenRows | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, batch: PackedBatch, rows: TokenRows | None = None, trace: Trace | None = None) -> Tensor:
         """Return the last hidden state; with `rows`, the last layer runs its queries and feed-forward for those only."""
         *first, last = self.layer
         for layer in first:
-            hidden = recompute(partial(layer, batch=batch), hidden) if self.is_recomputed else layer(hidden, batch)
-        return last(hidden, batch, rows)  # type: ignore[no-any-return]
+            if trace is not None:
+                trace.hidden_states.append(hidden)
+            if self.is_recomputed and trace is None:
+                hidden = recompute(partial(layer, batch=batch), hidden)
+            else:
+                hidden = layer(hidden, batch, trace=trace)
+        if trace is not None:
+            trace.hidden_states.append(hidden)
+        return last(hidden, batch, rows, trace)  # type: ignore[no-any-return]
 
 
 class BERTPooler(Module):
@@ -195,11 +233,14 @@ class BERT(PretrainedModel):
         has_dropout = self.training and not is_eval
         return pack(self.config, *inputs, seed=resolve_seed(seed) if has_dropout else None, **named_inputs)
 
-    def encode(self, batch: PackedBatch, rows: TokenRows | None = None) -> Tensor:
+    def encode(self, batch: PackedBatch, rows: TokenRows | None = None, trace: Trace | None = None) -> Tensor:
         """Return the last hidden state of the packed tokens, (T, C), or of `rows`, (P, C)."""
         if rows is not None and len(rows.index) == batch.n_tokens:
             rows = None
-        return self.encoder(self.embeddings(batch), batch, rows)  # type: ignore[no-any-return]
+        hidden: Tensor = self.encoder(self.embeddings(batch), batch, rows, trace)
+        if trace is not None:
+            trace.hidden_states = [unpack(state, batch) for state in [*trace.hidden_states, hidden]]
+        return hidden
 
     def forward(
         self,
@@ -209,8 +250,10 @@ class BERT(PretrainedModel):
         position_ids: Any = None,
         inputs_embeds: Any = None,
         *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
         seed: int | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None] | BERTOutput:
         """Encode a batch.
 
         Parameters
@@ -220,6 +263,8 @@ class BERT(PretrainedModel):
         attention_mask : 0 and 1, shape (B, S), optional. 0 is padding, anywhere.
         token_type_ids : integers, shape (B, S), optional. Segment, default 0.
         position_ids : integers, shape (B, S), optional. Default: the column.
+        output_hidden_states, output_attentions : bool
+            Return a `BERTOutput` that holds these as well.
         seed : int, optional. Of dropout, in train mode.
 
         Returns
@@ -235,11 +280,12 @@ class BERT(PretrainedModel):
             Wrong dtypes, shapes or values.
         """
         batch = self.pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed)
-        hidden = self.encode(batch)
-        n_sequences, length = batch.shape
-        sequence = apply(scatter_rows, hidden, rows=batch.cells, n_rows=n_sequences * length)
-        sequence = apply(reshape, sequence, shape=(n_sequences, length, self.config.hidden_size))
-        return sequence, self._pool(hidden, batch)
+        trace = make_trace(output_hidden_states, output_attentions)
+        hidden = self.encode(batch, trace=trace)
+        sequence, pooled = unpack(hidden, batch), self._pool(hidden, batch)
+        if trace is None:
+            return sequence, pooled
+        return BERTOutput(sequence, pooled, trace.hidden_states if output_hidden_states else None, trace.attentions)
 
     def _pool(self, hidden: Tensor, batch: PackedBatch) -> Tensor | None:
         if self.pooler is None:
@@ -266,6 +312,20 @@ class BERT(PretrainedModel):
         check_table("input embeddings", table, Embedding, self.embeddings.word_embeddings.weight.shape)
         self.embeddings.word_embeddings = table
 
+    def resize_token_embeddings(self, n_words: int) -> Embedding:
+        """Give the word table `n_words` rows: old ones stay, new ones start as in a new model.
+
+        Raises
+        ------
+        ValueError
+            `n_words` is smaller than 1, or leaves out the padding.
+        """
+        self.config = replace(self.config, vocab_size=n_words)
+        old = self.embeddings.word_embeddings
+        values = resized(old, n_words, self.config.initializer_range)
+        self.embeddings.word_embeddings = Embedding(n_words, self.config.hidden_size, lambda _: values["weight"])
+        return self.embeddings.word_embeddings
+
     def get_output_embeddings(self) -> None:
         """Return None: the backbone has no decoder."""
 
@@ -275,6 +335,31 @@ class BERT(PretrainedModel):
 
     def tie_weights(self) -> None:
         """Do nothing: the backbone has no decoder to tie."""
+
+
+def make_trace(output_hidden_states: bool, output_attentions: bool) -> Trace | None:
+    """Return where inner states go, or None if none are asked for."""
+    if not (output_hidden_states or output_attentions):
+        return None
+    return Trace(attentions=[] if output_attentions else None)
+
+
+def unpack(rows: Tensor, batch: PackedBatch) -> Tensor:
+    """Return rows of packed tokens, (T, any), in the padded batch, (B, S, any), with zeros at padding."""
+    n_sequences, length = batch.shape
+    padded = apply(scatter_rows, rows, rows=batch.cells, n_rows=n_sequences * length)
+    return apply(reshape, padded, shape=(n_sequences, length, rows.shape[1]))  # type: ignore[no-any-return]
+
+
+def resized(table: Embedding | Linear, n_rows: int, std: float) -> dict[str, Any]:
+    """Return the values of a table's parameters with rows cut off, or new ones added as in a new model."""
+    values = {}
+    for name, parameter in table.named_parameters():
+        old = parameter.array
+        new = init.normal(std if name == "weight" else 0.0)((n_rows, *parameter.shape[1:]))
+        new[: len(old)] = old[:n_rows]
+        values[name] = new
+    return values
 
 
 def check_table(name: str, module: Any, kind: type[Module], shape: tuple[int, ...]) -> None:

@@ -101,7 +101,7 @@ class BERTConfig:
         return cls.sized(24, 1024, **overrides)
 
     @classmethod
-    def sized(cls, num_hidden_layers: int, hidden_size: int, **overrides: Any) -> BERTConfig:
+    def sized(cls, num_hidden_layers: int, hidden_size: int, /, **overrides: Any) -> BERTConfig:
         """Return a configuration in BERT's proportions: heads 64 wide, feed-forward 4 times the width."""
         settings: dict[str, Any] = {
             "vocab_size": 30522,

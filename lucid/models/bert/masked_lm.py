@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lucid.autograd import apply
-from lucid.models.bert.backbone import BERT, check_table
+from lucid.models.bert.backbone import BERT, Trace, check_table, make_trace, resized, unpack
 from lucid.models.bert.config import BERTConfig
 from lucid.models.bert.packing import PackedBatch, TokenRows, attention_cells, integers, want_range
 from lucid.models.bert.texts import TextMethods
@@ -25,6 +26,14 @@ from lucid.tensor import Tensor
 
 # Of the released BERT vocabularies: [UNK], [CLS], [SEP], [MASK]; beside them stands the padding.
 _USUAL_SPECIAL_IDS = (100, 101, 102, 103)
+
+
+class MaskedLMOutput(NamedTuple):
+    """What `BERTForMaskedLM.forward` returns when inner states are asked for; see `BERTOutput`."""
+
+    logits: Tensor
+    hidden_states: list[Tensor] | None
+    attentions: list[Tensor] | None
 
 
 class BERTPredictionTransform(Module):
@@ -91,14 +100,18 @@ class BERTForMaskedLM(PretrainedModel, TextMethods):
         position_ids: Any = None,
         inputs_embeds: Any = None,
         *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
         seed: int | None = None,
-    ) -> Tensor:
+    ) -> Tensor | MaskedLMOutput:
         """Return the logits of every word at every position.
 
         Parameters
         ----------
         input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
             As for `BERT.forward`.
+        output_hidden_states, output_attentions : bool
+            Return a `MaskedLMOutput` that holds these as well.
         seed : int, optional. Of dropout, in train mode.
 
         Returns
@@ -106,15 +119,15 @@ class BERTForMaskedLM(PretrainedModel, TextMethods):
         logits : Tensor, float32, shape (B, S, V). Zeros at padding.
         """
         batch = self.bert.pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed)
-        decoder = self.cls.predictions.decoder
-        logits = decoder(self._transformed(batch, None))
-        n_sequences, length = batch.shape
-        padded = apply(scatter_rows, logits, rows=batch.cells, n_rows=n_sequences * length)
-        return apply(reshape, padded, shape=(n_sequences, length, self.config.vocab_size))  # type: ignore[no-any-return]
+        trace = make_trace(output_hidden_states, output_attentions)
+        logits = unpack(self.cls.predictions.decoder(self._transformed(batch, None, trace)), batch)
+        if trace is None:
+            return logits
+        return MaskedLMOutput(logits, trace.hidden_states if output_hidden_states else None, trace.attentions)
 
-    def _transformed(self, batch: PackedBatch, rows: TokenRows | None) -> Tensor:
+    def _transformed(self, batch: PackedBatch, rows: TokenRows | None, trace: Trace | None = None) -> Tensor:
         """Return what the decoder multiplies: (T, C), or (P, C) for `rows`."""
-        return self.cls.predictions.transform(self.bert.encode(batch, rows))  # type: ignore[no-any-return]
+        return self.cls.predictions.transform(self.bert.encode(batch, rows, trace))  # type: ignore[no-any-return]
 
     def get_loss(
         self,
@@ -316,6 +329,26 @@ class BERTForMaskedLM(PretrainedModel, TextMethods):
         if self.config.tie_word_embedding:
             self.tie_weights()
 
+    def resize_token_embeddings(self, n_words: int) -> Embedding:
+        """Give word table, decoder and its bias `n_words` rows: old ones stay, new ones start as in a new model.
+
+        Raises
+        ------
+        ValueError
+            `n_words` is smaller than 1, or leaves out the padding.
+        """
+        is_tied = self.config.tie_word_embedding
+        old = self.cls.predictions.decoder
+        table = self.bert.resize_token_embeddings(n_words)
+        self.config = replace(self.bert.config)
+        values = resized(old, n_words, self.config.initializer_range)
+        self.cls.predictions.decoder = Linear(self.config.hidden_size, n_words, lambda _: values["weight"])
+        self.cls.predictions.decoder.bias.adopt(values["bias"])
+        self.special_token_ids = [i for i in self.special_token_ids if i < n_words]
+        if is_tied:
+            self.tie_weights()
+        return table
+
     def get_output_embeddings(self) -> Linear:
         """Return the decoder."""
         return self.cls.predictions.decoder
@@ -324,14 +357,18 @@ class BERTForMaskedLM(PretrainedModel, TextMethods):
         """Replace the decoder by another of the same shape."""
         check_table("output embeddings", decoder, Linear, self.cls.predictions.decoder.weight.shape)
         self.cls.predictions.decoder = decoder
+        self._settle(decoder.weight is self.bert.embeddings.word_embeddings.weight)
 
     def tie_weights(self) -> None:
         """Let the decoder multiply with the word table itself."""
         self.cls.predictions.decoder.weight = self.bert.embeddings.word_embeddings.weight
-        self.config.tie_word_embedding = True
+        self._settle(True)
 
     def untie_weights(self) -> None:
         """Give the decoder a weight of its own, equal to the word table."""
-        table = self.bert.embeddings.word_embeddings.weight
-        self.cls.predictions.decoder.weight = Parameter(table.shape, lambda _: np.array(table.array))
-        self.config.tie_word_embedding = False
+        values = np.array(self.bert.embeddings.word_embeddings.weight.array)
+        self.cls.predictions.decoder.weight = Parameter(values.shape, lambda _: values)
+        self._settle(False)
+
+    def _settle(self, is_tied: bool) -> None:
+        self.config.tie_word_embedding = self.bert.config.tie_word_embedding = is_tied
