@@ -1,51 +1,77 @@
 """The tape: applying operations to tensors, and going back.
 
 Data moves forward through `apply`; only `backward` goes back. A tensor that came out of a recorded operation
-holds the node that made it; nodes hold what their operation's backward reads, and the tensors before them.
+holds the node that made it; a node holds what its operation's backward reads, and where its gradients go:
+the nodes before it, and leaf tensors. It holds no other array, so a result that no backward reads is
+free as soon as the model has done with it.
 """
 
 from __future__ import annotations
 
-import heapq
+import inspect
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ContextDecorator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from lucid.ops.op import Array, Op, RowsGradient
 from lucid.tensor import Tensor
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _numbers = itertools.count()
-_local = threading.local()
+
+
+class _Recording(threading.local):
+    """Whether a thread records, and what it did before each `no_grad` that it is inside of."""
+
+    def __init__(self) -> None:
+        self.is_on = True
+        self.before: list[bool] = []
+
+
+_recording = _Recording()
 
 
 def is_grad_enabled() -> bool:
     """Return whether this thread records operations."""
-    return getattr(_local, "enabled", True)
+    return _recording.is_on
 
 
 class no_grad(ContextDecorator):
-    """Record nothing inside: ``with no_grad(): ...`` or ``@no_grad()``. For the calling thread only."""
+    """Record nothing inside: ``with no_grad(): ...`` or ``@no_grad()``. For the calling thread only.
 
-    _enabled = False
+    Raises
+    ------
+    TypeError
+        It decorates a generator or a coroutine, whose body would run outside.
+    """
+
+    _is_on = False
+
+    def __call__(self, function: _Function) -> _Function:
+        """Return `function` so that it runs inside."""
+        if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(f"{type(self).__name__} cannot decorate a generator or coroutine: use it inside, with `with`")
+        return super().__call__(function)
 
     def __enter__(self) -> Self:
-        self._before = [*getattr(self, "_before", []), is_grad_enabled()]
-        _local.enabled = self._enabled
+        # Kept with the thread, not with `self`: threads share the `no_grad` of a decorated function.
+        _recording.before.append(_recording.is_on)
+        _recording.is_on = self._is_on
         return self
 
     def __exit__(self, *_: object) -> None:
-        _local.enabled = self._before.pop()
+        _recording.is_on = _recording.before.pop()
 
 
 class enable_grad(no_grad):
-    """Record again inside a `no_grad`."""
+    """Record again inside a `no_grad`: ``with enable_grad(): ...`` or ``@enable_grad()``."""
 
-    _enabled = True
+    _is_on = True
 
 
 @dataclass(slots=True, eq=False)
@@ -55,19 +81,40 @@ class Node:
     Attributes
     ----------
     number : int. Rises in the order of recording: the reverse is an order to go back in.
-    name : str
-    backward : the kernel's, or of a recomputed function
+    name : str. The operation's.
+    backward : the kernel's, or of a recomputed function; None once it has run
     saved : what backward reads; dropped once it has run
-    inputs : the tensors before it, None where nothing goes back
-    versions : of the inputs that are parameters, at the time
+    targets : for each input where its gradient goes: the node that made it, itself if it is a leaf, None if
+        it wants none; dropped once backward has run
+    parameters : those among the inputs, and their versions at the time
     """
 
     number: int
     name: str
     backward: Callable[[Any, Array], Any] | None
     saved: Any
-    inputs: tuple[Tensor | None, ...]
-    versions: tuple[int | None, ...]
+    targets: tuple[Node | Tensor | None, ...]
+    parameters: tuple[tuple[Tensor, int], ...]
+
+    def check(self) -> None:
+        """Raise RuntimeError unless backward can run, and would see what forward saw."""
+        if self.backward is None:
+            raise RuntimeError(f"the tape was used before: run forward again before backward() ({self.name})")
+        for parameter, version in self.parameters:
+            if parameter.version != version:  # type: ignore[attr-defined]
+                raise RuntimeError(
+                    f"a parameter of {self.name}, of shape {parameter.shape}, was written between forward and backward: run forward again"
+                )
+
+    def run(self, d_out: Array) -> list[tuple[Node | Tensor, Array | RowsGradient]]:
+        """Run backward, once; return the gradients with their targets, and forget everything else."""
+        assert self.backward is not None
+        gradients = self.backward(self.saved, d_out)
+        # Fewer gradients than inputs: the inputs behind have none.
+        pairs = zip(self.targets, gradients, strict=False)
+        arrived = [(target, d_x) for target, d_x in pairs if target is not None and d_x is not None]
+        self.backward, self.saved, self.targets, self.parameters = None, None, (), ()
+        return arrived
 
 
 def apply(op: Op, *inputs: Any, **params: Any) -> Any:
@@ -84,26 +131,28 @@ def apply(op: Op, *inputs: Any, **params: Any) -> Any:
     -------
     Tensor or tuple of Tensor
     """
-    wants = tuple(isinstance(x, Tensor) and x.requires_grad for x in inputs)
-    is_recorded = is_grad_enabled() and any(wants) and op.is_differentiable
+    wants_gradient = any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+    is_recorded = is_grad_enabled() and wants_gradient and op.is_differentiable
     arrays = tuple(x.array if isinstance(x, Tensor) else x for x in inputs)
     result, saved = op.run(*arrays, keep=is_recorded, **params)
     if isinstance(result, tuple):
         return tuple(Tensor(np.asarray(array)) for array in result)
     out = Tensor(result)
     if is_recorded:
-        before = tuple(x if want else None for x, want in zip(inputs, wants, strict=True))
-        _record(out, op.name, op.on(arrays[0]).backward, saved, before)
+        _record(out, op.name, op.on(arrays[0]).backward, saved, inputs)
     return out
 
 
-def _record(out: Tensor, name: str, backward: Callable[[Any, Array], Any] | None, saved: Any, inputs: tuple[Tensor | None, ...]) -> None:
-    versions = tuple(getattr(x, "version", None) for x in inputs)
-    out.node = Node(next(_numbers), name, backward, saved, inputs, versions)
+def _record(out: Tensor, name: str, backward: Callable[[Any, Array], Any] | None, saved: Any, inputs: Iterable[Any]) -> None:
+    tensors = tuple(x if isinstance(x, Tensor) else None for x in inputs)
+    targets = tuple((x.node or x) if x is not None and x.requires_grad else None for x in tensors)
+    # Those without requires_grad as well: their values were saved, too.
+    parameters = tuple((x, int(x.version)) for x in tensors if x is not None and hasattr(x, "version"))
+    out.node = Node(next(_numbers), name, backward, saved, targets, parameters)
     out.requires_grad = True
 
 
-def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def recompute(function: Callable[[Tensor], Tensor], x: Tensor, parameters: Iterable[Tensor] = ()) -> Tensor:
     """Return function(x), keeping nothing of what happens inside: backward runs it again.
 
     Parameters
@@ -111,6 +160,7 @@ def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     function : from a tensor to a tensor. It must do the same both times, as counter-based dropout does;
         parameters it uses get their gradients.
     x : Tensor
+    parameters : that the function uses; backward raises if one was written since
 
     Notes
     -----
@@ -127,7 +177,7 @@ def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
             backward(function(inner), d_out)
         return (inner.grad,)
 
-    _record(out, "recompute", again, x.array, (x,))
+    _record(out, "recompute", again, x.array, (x, *parameters))
     return out
 
 
@@ -142,7 +192,8 @@ def backward(tensor: Tensor, gradient: Any = None) -> None:
     Raises
     ------
     RuntimeError
-        Nothing was recorded, the tape was used before, or a parameter was written since.
+        Nothing was recorded, a part of the tape was used before, or a parameter was written since. No `grad`
+        was touched.
     ValueError
         `gradient` is missing or has the wrong shape.
     """
@@ -155,38 +206,43 @@ def backward(tensor: Tensor, gradient: Any = None) -> None:
         if tensor.size != 1:
             raise ValueError(f"backward() of a tensor of shape {tensor.shape} wants a gradient of that shape; or take its loss first")
         gradient = np.ones(tensor.shape, np.float32)
-    gradient = np.asarray(gradient, np.float32)
+    gradient = np.array(gradient, np.float32)  # a copy: what flows back may become a leaf's `grad`
     if gradient.shape != tensor.shape:
         raise ValueError(f"backward() wants a gradient of shape {tensor.shape}, not {gradient.shape}")
-    waiting: dict[int, tuple[Node, Array]] = {tensor.node.number: (tensor.node, gradient)}
-    order = [-tensor.node.number]
-    while order:
-        node, d_out = waiting.pop(-heapq.heappop(order))
-        for x, d_x in zip(node.inputs, _gradients(node, d_out), strict=True):
-            if x is None or d_x is None:
-                continue
-            if x.node is None:
-                x.accumulate(d_x)
-            elif x.node.number in waiting:
-                waiting[x.node.number] = (x.node, waiting[x.node.number][1] + _dense(d_x))
-            else:
-                waiting[x.node.number] = (x.node, _dense(d_x))
-                heapq.heappush(order, -x.node.number)
+    nodes = _nodes_before(tensor.node)
+    for node in nodes:
+        node.check()
+    waiting: dict[Node, Array] = {tensor.node: gradient}
+    del gradient
+    while nodes:  # popped, so that each node's arrays are free before the next one runs
+        _step_back(nodes.pop(), waiting)
+
+
+def _nodes_before(last: Node) -> list[Node]:
+    """Return `last` and every node that it came from, by number."""
+    found, unseen = {last}, [last]
+    while unseen:
+        before = {target for target in unseen.pop().targets if isinstance(target, Node)} - found
+        found |= before
+        unseen.extend(before)
+    return sorted(found, key=lambda node: node.number)
+
+
+def _step_back(node: Node, waiting: dict[Node, Array]) -> None:
+    """Run one node's backward, and hand its gradients on."""
+    if node not in waiting:  # the nodes after it gave no gradient
+        return
+    for target, d_x in node.run(waiting.pop(node)):
+        if isinstance(target, Tensor):
+            target.accumulate(d_x)
+        elif target in waiting:
+            waiting[target] = waiting[target] + _dense(d_x)
+        else:
+            waiting[target] = _dense(d_x)
 
 
 def _dense(gradient: Array | RowsGradient) -> Array:
     return gradient.dense() if isinstance(gradient, RowsGradient) else gradient
-
-
-def _gradients(node: Node, d_out: Array) -> tuple[Any, ...]:
-    if node.backward is None:
-        raise RuntimeError(f"the tape was used before: run forward again before backward() ({node.name})")
-    for x, version in zip(node.inputs, node.versions, strict=True):
-        if getattr(x, "version", None) != version:
-            raise RuntimeError(f"a parameter of {node.name}, of shape {x.shape}, was written between forward and backward")  # type: ignore[union-attr]
-    gradients = node.backward(node.saved, d_out)
-    node.backward, node.saved = None, None
-    return (*gradients, *(None,) * (len(node.inputs) - len(gradients)))
 
 
 def gradcheck(function: Callable[..., Tensor], *inputs: Tensor, step: float = 1e-2, tolerance: float = 1e-2, seed: int = 0) -> float:
@@ -209,7 +265,7 @@ def gradcheck(function: Callable[..., Tensor], *inputs: Tensor, step: float = 1e
     AssertionError
         The error exceeds `tolerance`.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 0x67726164])  # not default_rng(seed), which may have made the inputs
     directions = [rng.standard_normal(x.shape) for x in inputs]
     leaves = [Tensor(x.numpy().copy(), requires_grad=True) for x in inputs]
     function(*leaves).backward()

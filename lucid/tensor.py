@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from lucid.device import Device, check_device, device_of
+
+_accumulating = threading.Lock()
 
 
 class Tensor:
@@ -22,7 +25,7 @@ class Tensor:
         Python floats give float32, Python ints int64.
     device : {"cpu", "gpu"}
     requires_grad : bool
-        Whether `backward` is to fill `grad`.
+        Whether `backward` is to fill `grad`; for float32 only.
 
     Attributes
     ----------
@@ -43,6 +46,8 @@ class Tensor:
         self.node: Any = None
         self.requires_grad = requires_grad
         self._array: np.ndarray[Any, Any] | None = as_array(data, dtype)
+        if requires_grad and self._array.dtype != np.float32:
+            raise TypeError(f"only float32 tensors have gradients, not {self._array.dtype}: pass dtype=numpy.float32")
 
     @property
     def array(self) -> Any:
@@ -91,14 +96,23 @@ class Tensor:
         return Tensor(self.array)
 
     def accumulate(self, gradient: Any) -> None:
-        """Add a gradient, an array or a `RowsGradient`, to `grad`."""
-        if isinstance(gradient, np.ndarray):
-            # The first one may be shared with another tensor, so it is never written to.
-            self.grad = gradient if self.grad is None else self.grad + gradient
-        else:
-            total = np.zeros(self.shape, np.float32) if self.grad is None else np.array(self.grad)
-            gradient.add_to(total)
-            self.grad = total
+        """Add a gradient, an array or a `RowsGradient`, to `grad`.
+
+        Raises
+        ------
+        ValueError
+            It has another shape.
+        """
+        if tuple(gradient.shape) != self.shape:
+            raise ValueError(f"a gradient of shape {gradient.shape} for a tensor of shape {self.shape}")
+        with _accumulating:  # two threads may go back into one model
+            if isinstance(gradient, np.ndarray):
+                # The first one may be shared with another tensor, so it is never written to.
+                self.grad = gradient if self.grad is None else self.grad + gradient
+            else:
+                total = np.zeros(self.shape, np.float32) if self.grad is None else np.array(self.grad)
+                gradient.add_to(total)
+                self.grad = total
 
     def __mul__(self, factor: float) -> Tensor:
         from lucid.autograd import apply
@@ -184,6 +198,8 @@ def as_array(data: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
     ValueError
         Nested lists of unequal lengths.
     """
+    if isinstance(data, np.ma.MaskedArray):
+        raise TypeError("masked arrays hold values that are not meant: give a plain array, and an attention_mask for what is padding")
     if isinstance(data, Tensor):
         array = data.array
     elif isinstance(data, np.ndarray):
@@ -203,5 +219,10 @@ def as_array(data: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
             array = array.astype(np.int64)
     if array.dtype.kind not in "biuf" and array.dtype.name not in ("bfloat16",):
         raise TypeError(f"a tensor holds numbers, not {array.dtype} ({type(data).__name__})")
-    converted: np.ndarray[Any, Any] = array if dtype is None else array.astype(dtype, copy=False)
+    if dtype is None:
+        unchanged: np.ndarray[Any, Any] = array
+        return unchanged
+    if np.dtype(dtype).kind not in "biuf" and np.dtype(dtype).name != "bfloat16":
+        raise TypeError(f"a tensor holds numbers, not {np.dtype(dtype)}")
+    converted: np.ndarray[Any, Any] = array.astype(dtype, copy=False)
     return converted

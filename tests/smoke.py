@@ -17,7 +17,9 @@ with tempfile.TemporaryDirectory() as folder:
     model.save_pretrained(folder)
     assert models.BERTForMaskedLM.from_pretrained(folder).fill_mask("The [MASK] rises in the east.") == before
     lucid_command = [sys.executable, "-m", "lucid.cli"]
-    table = subprocess.run([*lucid_command, "fill-mask", "The [MASK] rises.", "--model", folder], check=True, capture_output=True, text=True)
+    table = subprocess.run(
+        [*lucid_command, "fill-mask", "The [MASK] rises.", "--model", folder], check=True, capture_output=True, text=True
+    )
     assert "probability" in table.stdout
     wrong = subprocess.run([*lucid_command, "fill-mask", "No mask.", "--model", folder], capture_output=True, text=True)
     assert wrong.returncode == 1 and "Traceback" not in wrong.stderr and "[MASK]" in wrong.stderr

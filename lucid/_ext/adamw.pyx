@@ -39,7 +39,7 @@ cdef void adamw_block(
 
 
 def sum_of_squares(const float[::1] x, int n_threads):
-    """sum x^2 in float64: blocks of 4096 in 16 lanes, the blocks added in order."""
+    """sum x^2 in float64: blocks of 4096 in 16 lanes, the blocks added in order. No float32 x overflows it."""
     cdef Py_ssize_t n = x.shape[0], block, n_blocks = (n + 4095) // 4096
     cdef double total = 0
     cdef double *parts
@@ -50,8 +50,29 @@ def sum_of_squares(const float[::1] x, int n_threads):
     if parts is NULL:
         raise MemoryError("sum_of_squares: no memory for the sums of blocks")
     for block in prange(n_blocks, nogil=True, schedule="static", num_threads=n_threads):
-        parts[block] = reduce_row(SQUARES, px + block * 4096, NULL, min(4096, n - block * 4096), 1, 0)
+        parts[block] = squares_of_block(px + block * 4096, min(4096, n - block * 4096))
     for block in range(n_blocks):
         total += parts[block]
     free(parts)
     return total
+
+
+cdef inline double squares_of_block(const float *x, Py_ssize_t n) noexcept nogil:
+    cdef double[ROW_LANES] lanes
+    cdef double value
+    cdef Py_ssize_t i, j
+    cdef int width = ROW_LANES // 2
+    for j in range(ROW_LANES):
+        lanes[j] = 0
+    for i in range(n // ROW_LANES):
+        for j in range(ROW_LANES):
+            value = x[i * ROW_LANES + j]
+            lanes[j] += value * value
+    for i in range(n - n % ROW_LANES, n):
+        value = x[i]
+        lanes[i % ROW_LANES] += value * value
+    while width:
+        for j in range(width):
+            lanes[j] += lanes[j + width]
+        width //= 2
+    return lanes[0]

@@ -185,13 +185,15 @@ cdef void attend_task(
 
 
 # Backward (Dao et al. 2022, algorithm 4, on one core's blocks): with the log-sum-exp rows saved by forward
-#   P = exp(scale Q Kᵀ - lse);  dV = Pᵀ dO;  dP = dO Vᵀ;  dS = scale P (dP - rowsum(dO O));  dQ = dS K;  dK = dSᵀ Q
+#   P = exp(scale Q Kᵀ - lse);  dV = Pᵀ dO;  dP = dO Vᵀ;  dS = scale P (dP - delta);  dQ = dS K;  dK = dSᵀ Q
 # and with dropout P in dV, and dP, multiplied by the same mask as in forward. A task is one head of one
 # sequence, so that dK and dV have one writer and one order of summation.
+#
+# delta is rowsum(P dP) / rowsum(P), not the paper's rowsum(dO O): then a row of dS sums to 0 however lse was
+# rounded, and the gradient of the key bias, a sum of such rows, stays the 0 that it is.
 
 
 cdef struct AttentionGradients:
-    const float *out
     const float *d_out
     float *d_q
     float *d_k
@@ -207,27 +209,29 @@ cdef void attend_backward(
 ) noexcept nogil:
     cdef Py_ssize_t width = call.head_width, n = end - begin, wide_panels = (width + PANEL - 1) // PANEL
     cdef Py_ssize_t wide = wide_panels * PANEL, n_panels = (n + PANEL - 1) // PANEL
-    cdef Py_ssize_t stride = call.n_heads * width
+    cdef Py_ssize_t stride = call.n_heads * width, n_blocks = (n + KEY_BLOCK - 1) // KEY_BLOCK, row = n_blocks * KEY_BLOCK
     cdef float *k_rows = scratch                               # panels of Kᵀ, for Q Kᵀ
     cdef float *v_rows = k_rows + n_panels * PANEL * width     # panels of Vᵀ, for dO Vᵀ
     cdef float *k_columns = v_rows + n_panels * PANEL * width  # panels of K, for dS K
     cdef float *dk = k_columns + n * wide
     cdef float *dv = dk + n * wide
-    cdef float *p = dv + n * wide                              # QUERY_BLOCK x KEY_BLOCK, as are the next three
-    cdef float *dp = p + QUERY_BLOCK * KEY_BLOCK
-    cdef float *mask = dp + QUERY_BLOCK * KEY_BLOCK
-    cdef float *turned = mask + QUERY_BLOCK * KEY_BLOCK
+    cdef float *p = dv + n * wide                              # QUERY_BLOCK x row
+    cdef float *dp = p + QUERY_BLOCK * row                     # the same; later dS
+    cdef float *mask = dp + QUERY_BLOCK * row                  # QUERY_BLOCK x KEY_BLOCK
+    cdef float *turned = mask + QUERY_BLOCK * KEY_BLOCK        # KEY_BLOCK x QUERY_BLOCK
     cdef float *dq = turned + QUERY_BLOCK * KEY_BLOCK          # QUERY_BLOCK x wide, as are the next two
     cdef float *q_columns = dq + QUERY_BLOCK * wide
     cdef float *do_columns = q_columns + QUERY_BLOCK * wide
-    cdef float[QUERY_BLOCK] delta
+    cdef double[QUERY_BLOCK] p_sum
+    cdef double[QUERY_BLOCK] delta
     cdef const float *k = call.k + begin * call.k_stride + head * width
     cdef const float *v = call.v + begin * call.v_stride + head * width
     cdef const float *q
-    cdef const float *o
     cdef const float *do
     cdef Py_ssize_t n_block, q0, rows, key_block, k0, keys, panel, i, j
-    cdef float row_lse, x
+    cdef float *p_row
+    cdef float *dp_row
+    cdef float row_delta
     pack_head(k, call.k_stride, n, width, k_rows)
     pack_head(v, call.v_stride, n, width, v_rows)
     for panel in range(wide_panels):
@@ -237,40 +241,50 @@ cdef void attend_backward(
         q0 = query_begin + n_block * QUERY_BLOCK
         rows = min(QUERY_BLOCK, query_end - q0)
         q = call.q + q0 * call.q_stride + head * width
-        o = d.out + q0 * stride + head * width
         do = d.d_out + q0 * stride + head * width
         for panel in range(wide_panels):
             pack_panel_columns(q + panel * PANEL, call.q_stride, min(PANEL, width - panel * PANEL), rows, q_columns + panel * PANEL * rows)
             pack_panel_columns(do + panel * PANEL, stride, min(PANEL, width - panel * PANEL), rows, do_columns + panel * PANEL * rows)
-        for i in range(rows):
-            delta[i] = dot_row(o + i * stride, do + i * stride, width)
-        for key_block in range((n + KEY_BLOCK - 1) // KEY_BLOCK):
+        memset(p_sum, 0, sizeof(p_sum))
+        memset(delta, 0, sizeof(delta))
+        for key_block in range(n_blocks):  # P and dP of all keys, and dV
             k0 = key_block * KEY_BLOCK
             keys = min(KEY_BLOCK, n - k0)
             for panel in range((keys + PANEL - 1) // PANEL):
-                rows_by_panel(q, call.q_stride, rows, k_rows + (k0 + panel * PANEL) * width, width, p + panel * PANEL, KEY_BLOCK, False)
-                rows_by_panel(do, stride, rows, v_rows + (k0 + panel * PANEL) * width, width, dp + panel * PANEL, KEY_BLOCK, False)
+                rows_by_panel(q, call.q_stride, rows, k_rows + (k0 + panel * PANEL) * width, width, p + k0 + panel * PANEL, row, False)
+                rows_by_panel(do, stride, rows, v_rows + (k0 + panel * PANEL) * width, width, dp + k0 + panel * PANEL, row, False)
             for i in range(rows):
-                row_lse = call.lse[(q0 + i) * call.n_heads + head]
-                reduce_row(EXP_SUM, p + i * KEY_BLOCK, p + i * KEY_BLOCK, keys, call.scale, -row_lse)
+                p_row = p + i * row + k0
+                dp_row = dp + i * row + k0
+                p_sum[i] += reduce_row(EXP_SUM, p_row, p_row, keys, call.scale, -call.lse[(q0 + i) * call.n_heads + head])
                 if call.threshold:
                     for j in range(keys):
                         mask[i * KEY_BLOCK + j] = 1
                     drop_row(mask + i * KEY_BLOCK, mask + i * KEY_BLOCK, keys, head << 16, call.key_columns + begin + k0,
                              call.query_columns[q0 + i], example, call.stream, call.key, call.threshold, call.keep_scale)
                     for j in range(keys):
-                        dp[i * KEY_BLOCK + j] *= mask[i * KEY_BLOCK + j]
-                        mask[i * KEY_BLOCK + j] *= p[i * KEY_BLOCK + j]
-                for j in range(keys):
-                    x = p[i * KEY_BLOCK + j]
-                    dp[i * KEY_BLOCK + j] = call.scale * x * (dp[i * KEY_BLOCK + j] - delta[i])
-            transpose(mask if call.threshold else p, KEY_BLOCK, rows, keys, turned)
+                        dp_row[j] *= mask[i * KEY_BLOCK + j]
+                        mask[i * KEY_BLOCK + j] *= p_row[j]
+                delta[i] += dot_row(p_row, dp_row, keys)
+            if call.threshold:
+                transpose(mask, KEY_BLOCK, rows, keys, turned)
+            else:
+                transpose(p + k0, row, rows, keys, turned)
             for panel in range(wide_panels):
                 rows_by_panel(turned, rows, keys, do_columns + panel * PANEL * rows, rows, dv + k0 * wide + panel * PANEL, wide, True)
-            transpose(dp, KEY_BLOCK, rows, keys, turned)
+        for i in range(rows):
+            p_row = p + i * row
+            dp_row = dp + i * row
+            row_delta = <float> (delta[i] / p_sum[i])
+            for j in range(n):
+                dp_row[j] = call.scale * p_row[j] * (dp_row[j] - row_delta)
+        for key_block in range(n_blocks):
+            k0 = key_block * KEY_BLOCK
+            keys = min(KEY_BLOCK, n - k0)
+            transpose(dp + k0, row, rows, keys, turned)
             for panel in range(wide_panels):
                 rows_by_panel(turned, rows, keys, q_columns + panel * PANEL * rows, rows, dk + k0 * wide + panel * PANEL, wide, True)
-                rows_by_panel(dp, KEY_BLOCK, rows, k_columns + panel * PANEL * n + k0 * PANEL, keys, dq + panel * PANEL, wide, key_block > 0)
+                rows_by_panel(dp + k0, row, rows, k_columns + panel * PANEL * n + k0 * PANEL, keys, dq + panel * PANEL, wide, key_block > 0)
         for i in range(rows):
             memcpy(d.d_q + (q0 + i) * d.q_stride + head * width, dq + i * wide, width * sizeof(float))
     for i in range(n):
@@ -304,30 +318,29 @@ cdef inline float dot_row(const float *a, const float *b, Py_ssize_t n) noexcept
 
 def attention_backward(
     const float[:, :] q, const float[:, :] k, const float[:, :] v, const int32_t[::1] query_starts,
-    const int32_t[::1] key_starts, Py_ssize_t n_heads, float scale, const float[:, ::1] out, const float[:, ::1] lse,
-    const float[:, ::1] d_out, float[:, :] d_q, float[:, :] d_k, float[:, :] d_v, const int32_t[::1] query_columns,
+    const int32_t[::1] key_starts, Py_ssize_t n_heads, float scale, const float[:, ::1] lse, const float[:, ::1] d_out,
+    float[:, :] d_q, float[:, :] d_k, float[:, :] d_v, const int32_t[::1] query_columns,
     const int32_t[::1] key_columns, const int32_t[::1] examples, uint64_t key, uint32_t stream, double p_drop, int n_threads,
 ):
-    """The gradients of `attention_forward` on Q, K and V; `out` and `lse` are what it returned.
+    """The gradients of `attention_forward` on Q, K and V; `lse` is what it returned.
 
     d_q, d_k, d_v : like q, k, v; unit stride along the last axis. The other arguments are forward's.
     """
     cdef AttentionCall call
     cdef AttentionGradients d
-    cdef Py_ssize_t n_sequences = key_starts.shape[0] - 1
+    cdef Py_ssize_t n_sequences = key_starts.shape[0] - 1, n_queries = d_out.shape[0]
     cdef Py_ssize_t b, most = 0, task, per_thread, wide
     cdef float *scratch
     if k.shape[0] == 0 or k.shape[1] == 0:
         return
-    d.out = &out[0, 0] if out.shape[0] else NULL
-    d.d_out = &d_out[0, 0] if out.shape[0] else NULL
-    d.d_q = &d_q[0, 0] if out.shape[0] else NULL
+    d.d_out = &d_out[0, 0] if n_queries else NULL
+    d.d_q = &d_q[0, 0] if n_queries else NULL
     d.d_k = &d_k[0, 0]
     d.d_v = &d_v[0, 0]
     d.q_stride = d_q.strides[0] // sizeof(float)
     d.k_stride = d_k.strides[0] // sizeof(float)
     d.v_stride = d_v.strides[0] // sizeof(float)
-    call.q = &q[0, 0] if out.shape[0] else NULL
+    call.q = &q[0, 0] if n_queries else NULL
     call.k = &k[0, 0]
     call.v = &v[0, 0]
     call.q_stride = q.strides[0] // sizeof(float)
@@ -337,14 +350,14 @@ def attention_backward(
     call.head_width = k.shape[1] // n_heads
     call.scale = scale
     call.out = NULL
-    call.lse = <float *> &lse[0, 0] if out.shape[0] else NULL
+    call.lse = <float *> &lse[0, 0] if n_queries else NULL
     call.threshold = <uint64_t> (p_drop * 4294967296.0)
     call.keep_scale = <float> (1.0 / (1.0 - p_drop))
     call.key = key
     call.stream = stream
     call.query_columns = NULL
     call.key_columns = NULL
-    if call.threshold and out.shape[0]:
+    if call.threshold and n_queries:
         call.query_columns = &query_columns[0]
         call.key_columns = &key_columns[0]
     cdef const int32_t *pq = &query_starts[0]
@@ -353,7 +366,9 @@ def attention_backward(
     for b in range(n_sequences):
         most = max(most, pk[b + 1] - pk[b])
     wide = (call.head_width + PANEL - 1) // PANEL * PANEL
-    per_thread = (2 * (most + PANEL) * call.head_width + 3 * most * wide + QUERY_BLOCK * (4 * KEY_BLOCK + 3 * wide) + 63) // 64 * 64
+    per_thread = 2 * (most + PANEL) * call.head_width + 3 * most * wide
+    per_thread += QUERY_BLOCK * (2 * (most + KEY_BLOCK) + 2 * KEY_BLOCK + 3 * wide)
+    per_thread = (per_thread + 63) // 64 * 64
     scratch = <float *> malloc(per_thread * n_threads * sizeof(float))
     if scratch is NULL:
         raise MemoryError(f"attention: no memory for {per_thread * n_threads * 4} bytes of keys, values and their gradients")

@@ -121,25 +121,31 @@ cdef inline vf activate(vf x, int activation) noexcept nogil:
 
 cdef inline vf activation_slope(vf x, int activation) noexcept nogil:
     """The derivative of `activate` at x."""
-    cdef vf half = set1(0.5) * x
     cdef vf t, s
     if activation == GELU:  # Phi(x) + x phi(x)
-        t = set1(0.39894228040143268) * exp_vector(set1(0) - half * x)
+        t = set1(0.39894228040143268) * exp_vector(set1(-0.5) * x * x)
         return fma(x, t, fma(set1(0.5), erf_vector(x * set1(0.70710678118654752)), set1(0.5)))
-    if activation == GELU_TANH:
+    if activation == GELU_TANH:  # x sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3)
+        x = maximum(set1(-10), minimum(set1(10), x))  # 0 or 1 from there on; and x^2 does not overflow
         s = x * x
-        t = tanh_vector(set1(0.79788456080286536) * fma(set1(0.044715) * x, s, x))
-        s = set1(0.79788456080286536) * fma(set1(0.134145), s, set1(1))
-        return fma(half * s, set1(1) - t * t, fma(set1(0.5), t, set1(0.5)))
+        t = set1(1.59576912160573072) * fma(set1(0.044715) * x, s, x)
+        return sigmoid_slope(t, x * set1(1.59576912160573072) * fma(set1(0.134145), s, set1(1)))
     if activation == RELU:
         return choose(less(set1(0), x), set1(1), set1(0))
     if activation == SILU:
-        s = set1(1) / (set1(1) + exp_vector(set1(0) - x))
-        return fma(x * s, set1(1) - s, s)
+        return sigmoid_slope(x, x)
     if activation == TANH:
         t = tanh_vector(x)
         return set1(1) - t * t
     return set1(1)
+
+
+cdef inline vf sigmoid_slope(vf x, vf factor) noexcept nogil:
+    """sigmoid(x) + factor * sigmoid'(x), where sigmoid' = s (1 - s) comes without a difference of near numbers."""
+    cdef vf e = exp_vector(set1(0) - maximum(x, set1(0) - x))
+    cdef vf s = set1(1) / (set1(1) + e)  # sigmoid(|x|), and e s = sigmoid(-|x|)
+    e = e * s
+    return fma(factor * e, s, choose(less(x, set1(0)), e, s))
 
 
 cdef inline void activate_row(const float *x, float *y, Py_ssize_t n, int activation) noexcept nogil:

@@ -55,6 +55,8 @@ def layer_norm_forward(
 cdef enum:
     NORM_ROWS = 64  # rows whose shares of d_gain and d_bias are summed together
 
+norm_rows = NORM_ROWS
+
 
 def layer_norm_backward(
     const float[:, ::1] x, const float[::1] gain, const float[::1] mean, const float[::1] rstd, const float[:, ::1] d_y,
@@ -62,7 +64,7 @@ def layer_norm_backward(
 ):
     """With g = d_y * gain and n = (x - mean) * rstd:  d_x = rstd * (g - mean(g) - n * mean(g * n)).
 
-    d_gain = sum_t d_y * n and d_bias = sum_t d_y come as sums of NORM_ROWS rows each, in order, for the
+    d_gain = sum_t d_y * n and d_bias = sum_t d_y come as sums of `norm_rows` rows each, in order, for the
     caller to add. d_x may be d_y.
     """
     cdef Py_ssize_t n_rows = x.shape[0], n = x.shape[1], block

@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -267,35 +267,105 @@ def load_tensors(model: Any, folder: Path, *, strict: bool = True) -> LoadReport
         tied to.
     """
     with _open_folder(folder) as stored:
-        parameters = dict(model._named())  # tied ones at both paths
-        sources = {path: foreign_names(path) for path, _ in model.named_parameters()}
-        has_decoder = _DECODER_BIAS in sources
-        if has_decoder:
-            _add_decoder_sources(parameters, sources, stored)
-        missing = sorted(name for names in sources.values() for name in names if name not in stored)
-        if missing and strict:
-            raise FormatError(f"{folder.name}: the checkpoint lacks {_some(missing)}. To let them start at random, pass strict=False.")
-        for path, names in sources.items():
-            for name in filter(stored.__contains__, names):
-                stored[name].check(path, _part_shape(parameters[path], names))
-        values = {path: _read(parameters[path], names, stored) for path, names in sources.items() if any(name in stored for name in names)}
-        used = {name for names in sources.values() for name in names}
-        ignored: list[str] = []
-        unexpected: list[str] = []
-        for name in sorted(stored.keys() - used):
-            is_known = _IGNORED.match(name) or name == _OUTPUT_BIAS or (name.startswith("cls.") and not has_decoder)
-            (ignored if is_known else unexpected).append(stored[name].name)
-    is_tied = has_decoder and parameters[_DECODER_WEIGHT] is parameters[_WORD_TABLE]
-    notes = _compare_twins(values) if is_tied else []
-    for note in [*notes, f"{folder.name}: the model has no place for {_some(unexpected)}"] if unexpected else notes:
+        plan = _plan(model, folder, stored, strict=strict)
+        values = {path: _read(plan.parameters[path], names, stored) for path, names in plan.sources.items()}
+    notes = _compare_twins(values) if plan.is_tied else []
+    unexpected = [f"{folder.name}: the model has no place for {_some(plan.unexpected)}"] if plan.unexpected else []
+    for note in [*notes, *unexpected]:
         warnings.warn(note, stacklevel=3)
-    if is_tied and _DECODER_WEIGHT in values:
+    is_tied = plan.is_tied and _DECODER_WEIGHT not in values
+    if plan.is_tied and not is_tied:
         model.untie_weights()
-        is_tied = False
-        parameters = dict(model._named())
+    parameters = dict(model._named())
     for path, array in values.items():
         parameters[path].adopt(array)
-    return LoadReport(len(values), tuple(missing), tuple(unexpected), tuple(ignored), is_tied, tuple(notes))
+    return LoadReport(len(values), plan.missing, plan.unexpected, plan.ignored, is_tied, tuple(notes))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor of a checkpoint.
+
+    Attributes
+    ----------
+    name : str. As the file has it.
+    dtype : str. The format's name, such as "F32".
+    shape : tuple of int
+    n_bytes : int
+    file : str. Name of its file.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    n_bytes: int
+    file: str
+
+
+def list_tensors(folder: Path) -> list[StoredTensor]:
+    """Return the tensors of a folder, by file and place, from the files' headers alone.
+
+    Raises
+    ------
+    FileNotFoundError, FormatError
+    """
+    with _open_folder(folder) as stored:
+        found = []
+        for each in stored.values():
+            entry = each.file.entries[each.name]
+            found.append(
+                (each.file.path.name, entry.offset, StoredTensor(each.name, entry.dtype, entry.shape, entry.n_bytes, each.file.path.name))
+            )
+    return [tensor for _, _, tensor in sorted(found, key=lambda place: place[:2])]
+
+
+def check_tensors(model: Module, folder: Path) -> LoadReport:
+    """Return what `load_tensors` would report, missing tensors included, without reading a weight.
+
+    Raises
+    ------
+    FileNotFoundError, FormatError
+    """
+    with _open_folder(folder) as stored:
+        plan = _plan(model, folder, stored, strict=False)
+    return LoadReport(
+        len(plan.sources.keys() & dict(model.named_parameters()).keys()), plan.missing, plan.unexpected, plan.ignored, plan.is_tied
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What to read: path -> stored names, and what is left over. Everything is checked but the values."""
+
+    parameters: dict[str, Parameter]
+    sources: dict[str, list[str]]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    ignored: tuple[str, ...]
+    is_tied: bool
+
+
+def _plan(model: Module, folder: Path, stored: dict[str, _Stored], *, strict: bool) -> _Plan:
+    parameters = dict(model._named())  # tied ones at both paths
+    sources = {path: foreign_names(path) for path, _ in model.named_parameters()}
+    has_decoder = _DECODER_BIAS in sources
+    if has_decoder:
+        _add_decoder_sources(parameters, sources, stored)
+    missing = sorted(name for names in sources.values() for name in names if name not in stored)
+    if missing and strict:
+        raise FormatError(f"{folder.name}: the checkpoint lacks {_some(missing)}. To let them start at random, pass strict=False.")
+    for path, names in sources.items():
+        for name in filter(stored.__contains__, names):
+            stored[name].check(path, _part_shape(parameters[path], names))
+    used = {name for names in sources.values() for name in names}
+    ignored: list[str] = []
+    unexpected: list[str] = []
+    for name in sorted(stored.keys() - used):
+        is_known = _IGNORED.match(name) or name == _OUTPUT_BIAS or (name.startswith("cls.") and not has_decoder)
+        (ignored if is_known else unexpected).append(stored[name].name)
+    sources = {path: names for path, names in sources.items() if any(name in stored for name in names)}
+    is_tied = has_decoder and parameters[_DECODER_WEIGHT] is parameters[_WORD_TABLE]
+    return _Plan(parameters, sources, tuple(missing), tuple(unexpected), tuple(ignored), is_tied)
 
 
 def _add_decoder_sources(parameters: dict[str, Parameter], sources: dict[str, list[str]], stored: Mapping[str, _Stored]) -> None:
@@ -325,7 +395,7 @@ def _compare_twins(values: dict[str, np.ndarray[Any, Any]]) -> list[str]:
     return notes
 
 
-def _some(names: list[str]) -> str:
+def _some(names: Sequence[str]) -> str:
     return ", ".join(f"{name:.100}" for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 

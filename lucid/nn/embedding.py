@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from lucid.autograd import is_grad_enabled
 from lucid.nn.init import Initializer
 from lucid.nn.module import Module
 from lucid.nn.parameter import Parameter
@@ -25,7 +24,7 @@ class Embedding(Module):
 
     def table(self) -> Any:
         """Return the table for looking rows up: the parameter in train mode, else a constant in whatever layout is there."""
-        return self.value(self.weight) if self.training and is_grad_enabled() else self.weight.table()
+        return self.value(self.weight) if self.training else self.weight.table()
 
     def extra_repr(self) -> str:
         """Return the table's shape."""

@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from lucid.autograd import is_grad_enabled
 from lucid.device import Device, check_device
 from lucid.nn.parameter import Parameter
 
@@ -98,6 +97,8 @@ class Module:
         TypeError
             Values that are not floating-point numbers.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"load_state_dict wants a mapping from path to array, not {type(state).__name__}")
         own = dict(self.named_parameters())
         aliases = dict(self._named())
         missing = sorted(own.keys() - state.keys())
@@ -122,9 +123,9 @@ class Module:
         """Return what an operation is to take for one of the module's parameters.
 
         In train mode the parameter itself, so that it is on the tape, and its row-major array is kept. In eval
-        mode, and inside `no_grad`, a constant: its packed weight if `packed`, else its array.
+        mode a constant: its packed weight if `packed`, else its array.
         """
-        if self.training and is_grad_enabled():
+        if self.training:
             parameter.row_major()
             return parameter
         return parameter.packed() if packed else parameter.array

@@ -41,7 +41,7 @@ class Parameter(Tensor):
         self._packed: PackedWeight | None = None
         self._shape = tuple(shape)
         self._initializer = initializer
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # again: `write` holds it while its caller may read
         self.version = 0
         self.grad = None
         self.node = None
@@ -118,12 +118,15 @@ class Parameter(Tensor):
 
     @contextmanager
     def write(self) -> Iterator[np.ndarray[Any, Any]]:
-        """Give the row-major array for writing in place; afterwards the version rises."""
+        """Give the row-major array for writing in place; the version rises."""
         with self._lock:
-            self._array = self._values()
-            self._packed = None
+            array = self._values()
             self.version += 1
-            yield self._array
+            try:
+                yield array
+            finally:
+                # Only now: whoever read inside may have changed the layout.
+                self._array, self._packed = array, None
 
     def __repr__(self) -> str:
         return f"Parameter(shape={self.shape})"

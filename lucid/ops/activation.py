@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op
+from lucid.ops.op import Array, Kernel, Op, want
 from lucid.threads import threads_for
 
 ACTIVATIONS = {
@@ -42,6 +42,7 @@ def _forward(x: Array, *, name: str, keep: bool) -> tuple[Array, Any]:
 
 def _backward(saved: tuple[Array, str], d_y: Array) -> tuple[Array]:
     x, name = saved
+    want("activation", "d_y", d_y, np.float32, x.shape)
     d_x = np.empty(x.shape, np.float32)
     kernels.activation_backward(
         np.ascontiguousarray(x).reshape(-1), np.ascontiguousarray(d_y).reshape(-1), d_x.reshape(-1), ACTIVATIONS[name], threads_for(x.size)

@@ -24,14 +24,26 @@ def adamw_step(
 
     Parameters
     ----------
-    weight, d_weight, m, v : array, float32, one shape, C-contiguous
+    weight, d_weight, m, v : array, float32, one shape; those that are written C-contiguous
     lr, eps, weight_decay : float
     betas : (float, float)
     step : int, >= 1. For the bias correction.
     scale : float. Multiplies the gradient.
+
+    Raises
+    ------
+    TypeError
+        An array is not float32.
+    ValueError
+        Shapes differ, an array to be written is not C-contiguous, or `step` is smaller than 1.
     """
-    for name, array in (("d_weight", d_weight), ("m", m), ("v", v)):
-        want("adamw", name, array, np.float32, weight.shape)
+    for name, array in (("weight", weight), ("d_weight", d_weight), ("m", m), ("v", v)):
+        want("adamw", name, array, np.float32, getattr(weight, "shape", ()))
+    for name, array in (("weight", weight), ("m", m), ("v", v)):
+        if not array.flags.c_contiguous:
+            raise ValueError(f"adamw: {name} must be C-contiguous: it is written in place")
+    if step < 1:
+        raise ValueError(f"adamw: step counts from 1, not {step}")
     kernels.adamw_step(
         weight.reshape(-1),
         np.ascontiguousarray(d_weight).reshape(-1),
@@ -49,5 +61,13 @@ def adamw_step(
 
 
 def sum_of_squares(x: Array) -> float:
-    """Return the sum of the squares of a float32 array, the same for any number of threads."""
+    """Return the sum of the squares of a float32 array, in float64, the same for any number of threads.
+
+    Raises
+    ------
+    TypeError
+        `x` is not a float32 array.
+    """
+    if getattr(x, "dtype", None) != np.float32:
+        raise TypeError(f"sum_of_squares: x must be a float32 array, not {getattr(x, 'dtype', type(x).__name__)}")
     return float(kernels.sum_of_squares(np.ascontiguousarray(x).reshape(-1), threads_for(x.size)))

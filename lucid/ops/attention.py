@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op, rows_contiguous, want
+from lucid.ops.op import Array, Kernel, Op, rows_contiguous, want, want_stream
 from lucid.random import check_seed
 from lucid.threads import get_num_threads
 
@@ -73,6 +73,9 @@ def _check(
     elif keys_values is not None:
         raise ValueError("attention: separate keys_values want query_starts")
     if dropout is not None:
+        if not isinstance(dropout, AttentionDropout):
+            raise TypeError(f"attention: dropout must be an AttentionDropout or None, not {type(dropout).__name__}")
+        want_stream("attention", "dropout.stream", dropout.stream)
         want("attention", "dropout.query_columns", dropout.query_columns, np.int32, (n_queries,))
         want("attention", "dropout.key_columns", dropout.key_columns, np.int32, (int(key_starts[-1]),))
         want("attention", "dropout.examples", dropout.examples, np.int32, (len(key_starts) - 1,))
@@ -111,12 +114,13 @@ def _forward(
         *_dropout_arguments(dropout),
         get_num_threads(),
     )
-    return out, (queries, keys_values, query_starts, starts, n_heads, out, lse, dropout) if keep else None
+    return out, (queries, keys_values, query_starts, starts, n_heads, lse, dropout) if keep else None
 
 
 def _backward(saved: tuple[Any, ...], d_out: Array) -> tuple[Array, ...]:
-    queries, keys_values, query_starts, starts, n_heads, out, lse, dropout = saved
+    queries, keys_values, query_starts, starts, n_heads, lse, dropout = saved
     q, k, v = _split(queries, keys_values)
+    want("attention", "d_out", d_out, np.float32, q.shape)
     d_queries = np.empty(queries.shape, np.float32)
     d_keys_values = None if keys_values is None else np.empty(keys_values.shape, np.float32)
     kernels.attention_backward(
@@ -127,7 +131,6 @@ def _backward(saved: tuple[Any, ...], d_out: Array) -> tuple[Array, ...]:
         starts,
         n_heads,
         1.0 / np.sqrt(max(1, q.shape[1] // n_heads)),
-        out,
         lse,
         np.ascontiguousarray(d_out),
         *_split(d_queries, d_keys_values),

@@ -56,6 +56,7 @@ _WORDS_AT_ONCE = 4096
 def _cross_entropy_backward(saved: tuple[Any, ...], d_losses: Array) -> tuple[Any, ...]:
     """With d = (softmax - onehot) * d_losses, a block of words at a time: d_x = d . W, d_W = dᵀ . x, d_b = sum_p d."""
     x, weight, bias, labels, lse = saved
+    want("decoder_cross_entropy", "d_losses", d_losses, np.float32, lse.shape)
     row_major = weight.unpack() if isinstance(weight, PackedWeight) else weight
     d_x = np.zeros(x.shape, np.float32)
     d_weight = np.empty(weight.shape, np.float32)

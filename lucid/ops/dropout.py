@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op, want
+from lucid.ops.op import Array, Kernel, Op, want, want_stream
 from lucid.random import check_seed
 from lucid.threads import threads_for
 
@@ -15,6 +15,7 @@ def _check(x: Array, *, p: float, seed: int, stream: int, columns: Array, exampl
     want("dropout", "columns", columns, np.int32, (x.shape[0],))
     want("dropout", "examples", examples, np.int32, (x.shape[0],))
     check_seed(seed)
+    want_stream("dropout", "stream", stream)
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p must lie in [0, 1), not {p}")
 
@@ -28,6 +29,7 @@ def _forward(x: Array, *, p: float, seed: int, stream: int, columns: Array, exam
 
 
 def _backward(saved: dict[str, Any], d_y: Array) -> tuple[Array]:
+    want("dropout", "d_y", d_y, np.float32, (len(saved["columns"]), None))
     # The same numbers are dropped, the others scaled alike: the mask is named, not stored.
     return (_forward(d_y, **saved, keep=False)[0],)
 

@@ -39,14 +39,11 @@ def _forward(x: Array, gain: Array, bias: Array, residual: Array | None = None, 
     return y, (total, gain, mean, rstd, residual is not None) if keep else None
 
 
-# Rows whose shares of a parameter's gradient are summed together: the kernel's NORM_ROWS.
-_ROWS_SUMMED = 64
-
-
 def norm_backward(total: Array, gain: Array, mean: Array, rstd: Array, d_y: Array) -> tuple[Array, Array, Array]:
     """Return the gradients of the sums before the normalisation, of gain and of bias."""
+    want("layer_norm", "d_y", d_y, np.float32, total.shape)
     d_x = np.empty(total.shape, np.float32)
-    n_parts = -(-len(total) // _ROWS_SUMMED)
+    n_parts = -(-len(total) // kernels.norm_rows)
     d_gain, d_bias = np.zeros((2, n_parts, total.shape[1]), np.float32)
     kernels.layer_norm_backward(
         np.ascontiguousarray(total),

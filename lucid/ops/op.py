@@ -99,7 +99,8 @@ def want(op: str, name: str, array: Array, dtype: Any, shape: tuple[int | None, 
     ValueError
         Of another shape.
     """
-    if not hasattr(array, "dtype"):
+    is_array = (isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray)) or hasattr(array, "__cuda_array_interface__")
+    if not is_array:
         raise TypeError(f"{op}: {name} must be an array, not {type(array).__name__}")
     if array.dtype != dtype:
         raise TypeError(f"{op}: {name} must be {np.dtype(dtype).name}, not {array.dtype}")
@@ -113,6 +114,14 @@ def want_ids(op: str, name: str, ids: Array, limit: int) -> None:
     if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= limit):
         at = int(np.flatnonzero((ids < 0) | (ids >= limit))[0])
         raise IndexError(f"{op}: {name}[{at}] is {int(ids.reshape(-1)[at])}, outside [0, {limit})")
+
+
+def want_stream(op: str, name: str, stream: int) -> None:
+    """Raise unless `stream` is a 32-bit word, as `lucid.random.stream` makes them."""
+    if isinstance(stream, bool) or not hasattr(stream, "__index__"):
+        raise TypeError(f"{op}: {name} must be an integer, not {type(stream).__name__}")
+    if not 0 <= stream < 1 << 32:
+        raise ValueError(f"{op}: {name} must lie in [0, 2**32), not {stream}")
 
 
 def rows_contiguous(array: Array) -> Array:

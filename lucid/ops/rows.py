@@ -19,6 +19,7 @@ def _gather(x: Array, *, rows: Array, keep: bool) -> tuple[Array, Any]:
 
 def _gather_backward(saved: tuple[Array, tuple[int, int]], d_y: Array) -> tuple[Array]:
     rows, shape = saved
+    want("gather_rows", "d_y", d_y, np.float32, (len(rows), shape[1]))
     d_x = np.zeros(shape, np.float32)
     np.add.at(d_x, rows, d_y)
     return (d_x,)
@@ -34,13 +35,15 @@ def _check_scatter(x: Array, *, rows: Array, n_rows: int) -> None:
 
 def _scatter(x: Array, *, rows: Array, n_rows: int, keep: bool) -> tuple[Array, Any]:
     if len(rows) == n_rows:
-        return x, rows
+        return x, (rows, x.shape)
     y = np.zeros((n_rows, x.shape[1]), np.float32)
     y[rows] = x
-    return y, rows
+    return y, (rows, y.shape)
 
 
-def _scatter_backward(rows: Array, d_y: Array) -> tuple[Array]:
+def _scatter_backward(saved: tuple[Array, tuple[int, int]], d_y: Array) -> tuple[Array]:
+    rows, shape = saved
+    want("scatter_rows", "d_y", d_y, np.float32, shape)
     return (np.take(d_y, rows, axis=0),)
 
 

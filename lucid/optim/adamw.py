@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lucid.nn import LayerNorm, Module, Parameter
 from lucid.ops.adamw import adamw_step
+from lucid.ops.op import want
 from lucid.optim.clip import grad_norm
 
 Group = dict[str, Any]
+_GROUP_KEYS = {"params", "lr", "weight_decay"}
 
 
 class NonFiniteError(ArithmeticError):
@@ -27,6 +30,22 @@ def default_groups(model: Module, weight_decay: float = 0.01) -> list[Group]:
     for name, parameter in model.named_parameters():
         (kept if id(parameter) in plain or name.endswith("bias") else decayed)[name] = parameter
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+@dataclass(slots=True)
+class _Moments:
+    """What Adam remembers of one parameter's gradients.
+
+    Attributes
+    ----------
+    m, v : array, float32, like the parameter. Running means of the gradient and of its square.
+    n_updates : int. How many gradients they hold, for the bias correction: a parameter that is frozen for the
+        first steps starts its own count.
+    """
+
+    m: Any
+    v: Any
+    n_updates: int
 
 
 class AdamW:
@@ -51,7 +70,15 @@ class AdamW:
 
     Notes
     -----
-    Moments are float32. A step is one pass over the arrays, the same bits for any number of threads.
+    Moments are float32. A step is one pass over the arrays, the same bits for any number of threads. A
+    parameter without a gradient is left alone: no decay, no moments.
+
+    Raises
+    ------
+    TypeError
+        Something in `params` is not a parameter.
+    ValueError
+        A number is out of range, a group has an unknown key, a parameter comes twice, or there is none.
     """
 
     def __init__(
@@ -63,21 +90,21 @@ class AdamW:
         weight_decay: float = 0.01,
         max_grad_norm: float | None = None,
     ) -> None:
-        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
-            _want(name, value, value >= 0, "at least 0")
         _want("eps", eps, eps > 0, "positive")
-        for beta in betas:
-            _want("betas", beta, 0 <= beta < 1, "in [0, 1)")
+        _want("betas", betas, len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)")
         if max_grad_norm is not None:
             _want("max_grad_norm", max_grad_norm, max_grad_norm > 0, "positive")
         self.betas, self.eps, self.max_grad_norm = betas, eps, max_grad_norm
         self.groups = [{"lr": lr, "weight_decay": weight_decay, **group} for group in _groups(params, weight_decay)]
+        for group in self.groups:
+            for name in ("lr", "weight_decay"):
+                _want(name, group[name], 0 <= group[name] < math.inf, "finite and at least 0")
         self.n_steps = 0
         named = [item for group in self.groups for item in group["params"].items()]
         if len({id(p) for _, p in named}) != len(named) or len({name for name, _ in named}) != len(named):
             raise ValueError("AdamW: a parameter is in two groups, or two have one name")
         self._parameters: dict[str, Parameter] = dict(named)
-        self._moments: dict[str, tuple[Any, Any]] = {}
+        self._moments: dict[str, _Moments] = {}
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -99,15 +126,27 @@ class AdamW:
         Raises
         ------
         NonFiniteError
-            The loss or a gradient is NaN or infinite. Weights, moments and `n_steps` are as before.
+            The loss or a gradient is NaN or infinite.
+        RuntimeError
+            No parameter has a gradient.
+        TypeError, ValueError
+            A gradient is not float32, or has not its parameter's shape.
+
+            Whatever is raised, weights, moments and `n_steps` are as before.
         """
         where = f"in step {self.n_steps + 1}" + ("" if batch is None else f", batch {batch}")
         if loss is not None and not math.isfinite(float(loss)):
             raise NonFiniteError(f"the loss is {float(loss)} {where}: no weight was touched")
+        gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+        if not gradients:
+            raise RuntimeError("AdamW: no parameter has a gradient: call backward() on the loss before step()")
+        for name, gradient in gradients.items():
+            want("AdamW", f"the gradient of {name}", gradient, np.float32, self._parameters[name].shape)
         norm = grad_norm(self._parameters.values())
         if not math.isfinite(norm):
-            bad = [name for name, p in self._parameters.items() if p.grad is not None and not np.isfinite(p.grad).all()]
-            raise NonFiniteError(f"the gradient of {', '.join(bad[:3]) or 'the model'} is not finite {where}: no weight was touched")
+            bad = [name for name, gradient in gradients.items() if not np.isfinite(gradient).all()]
+            others = f" and {len(bad) - 3} others" if len(bad) > 3 else ""
+            raise NonFiniteError(f"the gradient of {', '.join(bad[:3])}{others} is not finite {where}: no weight was touched")
         scale = 1.0 if self.max_grad_norm is None or norm <= self.max_grad_norm else self.max_grad_norm / norm
         self.n_steps += 1
         for group in self.groups:
@@ -118,26 +157,32 @@ class AdamW:
 
     def _update(self, name: str, parameter: Parameter, group: Group, scale: float) -> None:
         if name not in self._moments:
-            self._moments[name] = (np.zeros(parameter.shape, np.float32), np.zeros(parameter.shape, np.float32))
+            self._moments[name] = _Moments(np.zeros(parameter.shape, np.float32), np.zeros(parameter.shape, np.float32), 0)
+        moments = self._moments[name]
+        moments.n_updates += 1
         with parameter.write() as weight:
             adamw_step(
                 weight,
                 parameter.grad,
-                *self._moments[name],
+                moments.m,
+                moments.v,
                 lr=group["lr"],
                 betas=self.betas,
                 eps=self.eps,
                 weight_decay=group["weight_decay"],
-                step=self.n_steps,
+                step=moments.n_updates,
                 scale=scale,
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return {"n_steps": int, "m": path -> array, "v": path -> array}; the arrays are the optimizer's own."""
+        """Return {"n_steps": int, "n_updates": path -> int, "m": path -> array, "v": path -> array}.
+
+        The arrays are the optimizer's own, which the next step writes. Rates are not there: they belong to who
+        made the optimizer, and to `Schedule`, which needs `n_steps` alone.
+        """
         return {
             "n_steps": self.n_steps,
-            "m": {name: m for name, (m, _) in self._moments.items()},
-            "v": {name: v for name, (_, v) in self._moments.items()},
+            **{kind: {name: getattr(moments, kind) for name, moments in self._moments.items()} for kind in ("n_updates", "m", "v")},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -146,21 +191,25 @@ class AdamW:
         Raises
         ------
         KeyError
-            A path is unknown.
-        ValueError
-            A moment has another shape than its parameter.
+            A path is unknown, or a part is missing.
+        TypeError, ValueError
+            A moment is not float32, or has not its parameter's shape; a count is negative.
         """
-        if state["m"].keys() != state["v"].keys() or not state["m"].keys() <= self._parameters.keys():
-            raise KeyError(f"optimizer state does not fit: unknown {sorted(state['m'].keys() - self._parameters.keys()) or 'moments'}")
-        for moments in (state["m"], state["v"]):
-            for name, array in moments.items():
-                if array.shape != self._parameters[name].shape:
-                    raise ValueError(f"optimizer state: {name} has shape {array.shape}, the model wants {self._parameters[name].shape}")
-        self.n_steps = int(state["n_steps"])
-        self._moments = {name: (np.array(state["m"][name], np.float32), np.array(state["v"][name], np.float32)) for name in state["m"]}
+        n_steps, counts, m, v = state["n_steps"], state["n_updates"], state["m"], state["v"]
+        if unknown := sorted(m.keys() - self._parameters.keys()):
+            raise KeyError(f"optimizer state: the model has no {', '.join(unknown)}")
+        if not m.keys() == v.keys() == counts.keys():
+            raise KeyError("optimizer state: n_updates, m and v tell of different parameters")
+        for name in m:
+            for kind, array in (("m", m[name]), ("v", v[name])):
+                want("optimizer state", f"{kind} of {name}", array, np.float32, self._parameters[name].shape)
+        for name, count in (("n_steps", n_steps), *counts.items()):
+            _want(f"the count of {name}", count, count >= 0, "at least 0")
+        self._moments = {name: _Moments(np.array(m[name], order="C"), np.array(v[name], order="C"), int(counts[name])) for name in m}
+        self.n_steps = int(n_steps)
 
 
-def _want(name: str, value: float, is_good: bool, what: str) -> None:
+def _want(name: str, value: Any, is_good: bool, what: str) -> None:
     if not is_good:
         raise ValueError(f"AdamW: {name} must be {what}, not {value}")
 
@@ -174,6 +223,10 @@ def _groups(params: Any, weight_decay: float) -> list[Group]:
     groups = members if isinstance(members[0], dict) else [{"params": members}]
     named: list[Group] = []
     for i, group in enumerate(groups):
+        if not isinstance(group, Mapping):
+            raise TypeError(f"AdamW: parameters and groups are mixed: {type(group).__name__} beside a group")
+        if "params" not in group or group.keys() - _GROUP_KEYS:
+            raise ValueError(f"AdamW: a group has params, and may have lr and weight_decay; not {', '.join(map(str, group))}")
         inside = group["params"]
         inside = dict(inside) if isinstance(inside, Mapping) else {f"{i}.{k}": p for k, p in enumerate(inside)}
         for p in inside.values():

@@ -16,9 +16,9 @@ class Schedule:
     ----------
     optimizer : AdamW. Its groups' rates at this moment are the peaks.
     n_warmup : int, >= 0. Steps of warm-up: step k of these has k / n_warmup of the peak.
-    n_steps : int, >= n_warmup. Length of the run; the rate is `final` of the peak from there on.
+    n_steps : int, >= n_warmup. Length of the run; after its last step, the rate stays where it is.
     decay : "linear", "cosine" or "constant"
-    final : float in [0, 1]
+    final : float in [0, 1]. Share of the peak in the last step of a linear or cosine decay.
 
     Notes
     -----
@@ -37,7 +37,19 @@ class Schedule:
         self.peaks = [group["lr"] for group in optimizer.groups]
 
     def factor(self, step: int) -> float:
-        """Return the share of the peak rate for a step, counted from 1."""
+        """Return the share of the peak rate for a step.
+
+        Parameters
+        ----------
+        step : int, >= 1
+
+        Raises
+        ------
+        ValueError
+            `step` is smaller than 1.
+        """
+        if step < 1:
+            raise ValueError(f"Schedule: steps count from 1, not {step}")
         if step <= self.n_warmup:
             return step / self.n_warmup
         if self.decay == "constant":

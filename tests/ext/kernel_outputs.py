@@ -179,9 +179,7 @@ class Outputs:
             n, width = call["out"].shape
             gradients = [nothing(n, width) for _ in range(3)]
             d_out = inputs.floats(n, width)
-            self.kernels.attention_backward(
-                *call["operands"], call["out"], call["lse"], d_out, *gradients, *call["dropout"], self.n_threads
-            )
+            self.kernels.attention_backward(*call["operands"], call["lse"], d_out, *gradients, *call["dropout"], self.n_threads)
             yield tuple(gradients)
 
     def _attention(self, inputs: Inputs) -> Iterator[dict[str, Any]]:

@@ -263,7 +263,11 @@ SIGNATURES = {
         (("device", "cpu"), ("mask_token_id", None), *MASKING, ("reduction", "mean"), *SEED),
     ),
     "predict_token_ids_from_text": (LM.predict_token_ids_from_text, TEXTS, (("device", "cpu"),)),
-    "fill_mask": (LM.fill_mask, (("texts", REQUIRED), ("top_k", 5), ("targets", None)), (("tokenizer", None),)),
+    "fill_mask": (
+        LM.fill_mask,
+        (("texts", REQUIRED), ("top_k", 5), ("targets", None)),
+        (("joint", False), ("beam_width", 8), ("tokenizer", None)),
+    ),
     "BERTTokenizerFast": (models.BERTTokenizerFast, TOKENIZER, ()),
     "encode_pretraining_inputs": (
         models.BERTTokenizerFast.encode_pretraining_inputs,

@@ -164,9 +164,7 @@ class TestHardTexts:
         assert got["offsets"] == wanted["offset_mapping"]
         assert got["word_ids"] == wanted.word_ids()
         assert ours.tokenize(text) == theirs.tokenize(text)
-        assert ours.convert_tokens_to_string(ours.tokenize(text)) == theirs.convert_tokens_to_string(
-            theirs.tokenize(text)
-        )
+        assert ours.convert_tokens_to_string(ours.tokenize(text)) == theirs.convert_tokens_to_string(theirs.tokenize(text))
 
     @pytest.mark.parametrize("name", HARD_TEXTS)
     def test_judge(self, ours, judge, lowercase, name):
@@ -260,9 +258,7 @@ class TestFolders:
         assert loaded.all_special_tokens == ours.all_special_tokens
         assert loaded.mask_token_id == ours.mask_token_id
 
-    @pytest.mark.parametrize(
-        "settings", [{"clean_text": False}, {"max_input_chars_per_word": 5}, {"wordpieces_prefix": "@@"}]
-    )
+    @pytest.mark.parametrize("settings", [{"clean_text": False}, {"max_input_chars_per_word": 5}, {"wordpieces_prefix": "@@"}])
     def test_unusual_settings_survive_transformers(self, vocab_file, tmp_path, settings):
         ours = BERTTokenizerFast(vocab_file=vocab_file, **settings)
         ours.save_pretrained(tmp_path)

@@ -29,9 +29,7 @@ class TestPlaces:
         assert encoded["word_ids"] == [None, 0, None, 0, 1, None]
 
     def test_cut_with_the_ids(self, tokenizer):
-        encoded = tokenizer.encode_plus(
-            "hello a", "b world", max_length=5, truncation=True, return_offsets=True, return_word_ids=True
-        )
+        encoded = tokenizer.encode_plus("hello a", "b world", max_length=5, truncation=True, return_offsets=True, return_word_ids=True)
         assert encoded["offsets"] == [(0, 0), (0, 5), (0, 0), (0, 1), (0, 0)]
         assert encoded["word_ids"] == [None, 0, None, 0, None]
 

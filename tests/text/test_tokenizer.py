@@ -329,9 +329,7 @@ def test_real_checkpoint():
     assert tokenizer.all_special_ids == [100, 102, 0, 101, 103]
     text = "Paris is the [MASK] of France."
     assert tokenizer.encode(text) == [101, 3000, 2003, 1996, 103, 1997, 2605, 1012, 102]
-    assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=False) == (
-        "[CLS] paris is the [MASK] of france. [SEP]"
-    )
+    assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=False) == ("[CLS] paris is the [MASK] of france. [SEP]")
     # The file stores truncation to 512 and padding; neither may leak into a call.
     assert len(tokenizer.encode("the " * 1000)) == 1002
     assert len(tokenizer.encode("the " * 1000, truncation=True)) == 512

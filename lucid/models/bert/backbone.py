@@ -187,7 +187,7 @@ class BERTEncoder(Module):
             if trace is not None:
                 trace.hidden_states.append(hidden)
             if self.is_recomputed and trace is None:
-                hidden = recompute(partial(layer, batch=batch), hidden)
+                hidden = recompute(partial(layer, batch=batch), hidden, layer.parameters())
             else:
                 hidden = layer(hidden, batch, trace=trace)
         if trace is not None:

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lucid.autograd import apply
+from lucid.autograd import apply, no_grad
 from lucid.models.bert.backbone import BERT, Trace, check_table, make_trace, resized, unpack
 from lucid.models.bert.config import BERTConfig
-from lucid.models.bert.packing import PackedBatch, TokenRows, attention_cells, integers, want_range
+from lucid.models.bert.fill_mask import FillMask
+from lucid.models.bert.packing import PackedBatch, TokenRows, attention_cells, flags, integers, want_range
 from lucid.models.bert.texts import TextMethods
 from lucid.models.pretrained import PretrainedModel
 from lucid.nn import Embedding, LayerNorm, Linear, Module, Parameter, init
@@ -67,7 +68,7 @@ class BERTMaskedLMHead(Module):
         self.predictions = BERTPredictions(config)
 
 
-class BERTForMaskedLM(PretrainedModel, TextMethods):
+class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
     """BERT for masked language modelling (Devlin et al. 2019, section 3.1).
 
     Parameters
@@ -168,15 +169,19 @@ class BERTForMaskedLM(PretrainedModel, TextMethods):
             raise ValueError(f"reduction must be 'mean', 'sum' or None, not {reduction!r}")
         batch = self.bert.pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed)
         rows, row_labels = self._labelled(batch, labels, ignore_index)
-        decoder = self.cls.predictions.decoder
-        weight, bias = decoder.value(decoder.weight, packed=True), decoder.value(decoder.bias)
-        losses = apply(decoder_cross_entropy, self._transformed(batch, rows), weight, bias, labels=row_labels)
+        losses = self.losses_of(batch, rows, row_labels)
         if reduction is None:
             n_cells = batch.shape[0] * batch.shape[1]
             column = apply(reshape, losses, shape=(len(row_labels), 1))
             every = apply(scatter_rows, column, rows=batch.cells[rows.index], n_rows=n_cells)
             return apply(reshape, every, shape=(n_cells,))  # type: ignore[no-any-return]
         return apply(total, losses, divisor=max(1, len(row_labels)) if reduction == "mean" else 1)  # type: ignore[no-any-return]
+
+    def losses_of(self, batch: PackedBatch, rows: TokenRows, labels: Any) -> Tensor:
+        """Return the cross-entropy of each of `rows`, (P,), for int32 labels (P,)."""
+        decoder = self.cls.predictions.decoder
+        weight, bias = decoder.value(decoder.weight, packed=True), decoder.value(decoder.bias)
+        return apply(decoder_cross_entropy, self._transformed(batch, rows), weight, bias, labels=labels)  # type: ignore[no-any-return]
 
     def _labelled(self, batch: PackedBatch, labels: Any, ignore_index: int) -> tuple[TokenRows, Any]:
         """Return the tokens whose label counts, and those labels as int32."""
@@ -233,47 +238,63 @@ class BERTForMaskedLM(PretrainedModel, TextMethods):
         ids = integers("input_ids", input_ids)
         is_real = attention_cells(attention_mask, ids.shape)
         want_range("input_ids", ids, is_real, self.config.vocab_size, "the vocabulary has that many words")
-        special = np.asarray(self.special_token_ids, np.int32)
         if special_tokens_mask is None:
-            may_mask = is_real & ~np.isin(ids, special)
+            may_mask = is_real & ~np.isin(ids, self.special_token_ids)
         else:
-            may_mask = is_real & (integers("special_tokens_mask", special_tokens_mask, ids.shape) == 0)
+            may_mask = is_real & ~flags("special_tokens_mask", special_tokens_mask, ids.shape)
         n_sequences, length = ids.shape
-        masked, labels = mlm_mask(
+        masked, labels = self.mask_tokens(
             np.ascontiguousarray(ids).reshape(-1),
-            may_mask=may_mask.reshape(-1).astype(np.uint8),
-            columns=np.tile(np.arange(length, dtype=np.int32), n_sequences),
-            examples=np.repeat(np.arange(n_sequences, dtype=np.int32), length),
-            special_ids=special,
-            vocab_size=self.config.vocab_size,
+            may_mask.reshape(-1),
+            np.tile(np.arange(length, dtype=np.int32), n_sequences),
+            np.repeat(np.arange(n_sequences, dtype=np.int32), length),
             mask_token_id=mask_token_id,
-            seed=resolve_seed(seed),
             mlm_probability=mlm_probability,
             mask_replace_prob=mask_replace_prob,
             random_replace_prob=random_replace_prob,
             ignore_index=ignore_index,
+            seed=seed,
         )
         return Tensor(masked.reshape(ids.shape)), Tensor(labels.reshape(ids.shape))
+
+    def mask_tokens(
+        self, ids: Any, may_mask: Any, columns: Any, examples: Any, *, seed: int | None = None, **settings: Any
+    ) -> tuple[Any, Any]:
+        """Do what `create_masked_lm_inputs` does, for tokens in a row, (T,), of which column and example are said."""
+        return mlm_mask(  # type: ignore[no-any-return]
+            ids,
+            may_mask=may_mask.astype(np.uint8),
+            columns=columns,
+            examples=examples,
+            special_ids=np.asarray(self.special_token_ids, np.int32),
+            vocab_size=self.config.vocab_size,
+            seed=resolve_seed(seed),
+            **settings,
+        )
 
     def _adopt_tokenizer(self, folder: Path) -> None:
         super()._adopt_tokenizer(folder)
         if self.tokenizer is not None:
             self.special_token_ids = sorted(set(self.tokenizer.all_special_ids))
 
+    @no_grad()
     def top_k(self, batch: PackedBatch, rows: TokenRows, k: int) -> tuple[Any, Any, Any]:
         """Return the k best words of `rows`: logits (P, k), ids (P, k) and log-sum-exp (P,), as arrays."""
         decoder = self.cls.predictions.decoder
-        x = self._transformed(batch, rows)
-        values, ids, lse = apply(decoder_top_k, x, decoder.weight.packed(), decoder.bias, k=k)
+        with no_grad():
+            x = self._transformed(batch, rows)
+            values, ids, lse = apply(decoder_top_k, x, decoder.value(decoder.weight, packed=True), decoder.bias, k=k)
         return values.array, ids.array, lse.array
 
+    @no_grad()
     def logits_of(self, batch: PackedBatch, rows: TokenRows, words: Any) -> tuple[Any, Any]:
         """Return the logits of some words, (P, len(words)), and log-sum-exp over all words, (P,), for `rows`."""
         decoder = self.cls.predictions.decoder
-        weight = decoder.weight.packed()
-        x = self._transformed(batch, rows)
-        _, _, lse = apply(decoder_top_k, x, weight, decoder.bias, k=1)
-        logits = apply(linear, x, weight.rows(words), decoder.bias.array[words])
+        with no_grad():
+            weight = decoder.weight.packed()
+            x = self._transformed(batch, rows)
+            _, _, lse = apply(decoder_top_k, x, weight, decoder.bias, k=1)
+            logits = apply(linear, x, weight.rows(words), decoder.bias.array[words])
         return logits.array, lse.array
 
     def predict_token_ids(

@@ -6,6 +6,7 @@ follows real tokens, and padding cannot reach a result.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,9 @@ from lucid.autograd import apply
 from lucid.models.bert.config import BERTConfig
 from lucid.ops.reshape import reshape
 from lucid.tensor import Tensor, as_array
+
+# Real tokens of one forward pass over many sequences: enough to keep the kernels busy, little memory.
+TOKENS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class PackedBatch:
     starts : array, int32, shape (B + 1,). Sequence b has tokens starts[b] to starts[b + 1] (`cu_seqlens`).
     embeds : Tensor, float32, shape (B * S, C), or None. Vectors in place of the word table.
     seed : int or None. For dropout; None is none.
+    numbers : array, int32, shape (B,), or None. By which dropout knows the sequences; None counts them.
     """
 
     shape: tuple[int, int]
@@ -55,6 +60,7 @@ class PackedBatch:
     starts: Any
     embeds: Any = None
     seed: int | None = None
+    numbers: Any = None
 
     @property
     def n_tokens(self) -> int:
@@ -69,7 +75,7 @@ class PackedBatch:
     @cached_property
     def examples(self) -> Any:
         """Number of each sequence, int32, shape (B,)."""
-        return np.arange(self.shape[0], dtype=np.int32)
+        return np.arange(self.shape[0], dtype=np.int32) if self.numbers is None else self.numbers
 
     @cached_property
     def token_examples(self) -> Any:
@@ -93,6 +99,7 @@ class PackedBatch:
             rows.starts,
             self.embeds,
             self.seed,
+            self.numbers,
         )
 
 
@@ -116,9 +123,16 @@ def integers(name: str, values: Any, shape: tuple[int, ...] | None = None) -> np
         raise ValueError(f"{name} must have shape (batch, sequence), not {array.shape}{hint}")
     if shape is not None and array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}, the batch has shape {shape}")
-    if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
+    want_size(array.shape)
+    if array.dtype.kind == "u" and array.itemsize == 8 and array.size and int(array.max()) > np.iinfo(np.int64).max:
         raise IndexError(f"{name} holds {int(array.max())}, which is no 64-bit integer")
     return array.astype(np.int64, copy=False)
+
+
+def want_size(shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless a batch of this shape can be numbered with 32 bits."""
+    if max(shape[:2]) >= 1 << 31 or shape[0] * shape[1] >= 1 << 31:
+        raise ValueError(f"a batch holds fewer than 2**31 cells, not {shape[0]} x {shape[1]}: split it")
 
 
 def want_range(name: str, array: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any], limit: int, what: str) -> None:
@@ -128,6 +142,23 @@ def want_range(name: str, array: np.ndarray[Any, Any], wanted: np.ndarray[Any, A
     if is_bad.any():
         b, s = np.argwhere(is_bad)[0]
         raise IndexError(f"{name}[{b}, {s}] is {array[b, s]}, outside [0, {limit}): {what}")
+
+
+def flags(name: str, values: Any, shape: tuple[int, int]) -> np.ndarray[Any, Any]:
+    """Return an array (B, S) of 0 and 1, of any type of number, as booleans.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It has another shape, or other values.
+    """
+    array = as_array(values)
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}, the batch has shape {shape}")
+    is_set: np.ndarray[Any, Any] = array != 0
+    if array.dtype.kind != "b" and not ((array == 1) | ~is_set).all():
+        raise ValueError(f"{name} must hold {'0 (padding) and 1 (token)' if name == 'attention_mask' else '0 and 1'} only")
+    return is_set
 
 
 def attention_cells(attention_mask: Any, shape: tuple[int, int]) -> np.ndarray[Any, Any]:
@@ -140,13 +171,7 @@ def attention_cells(attention_mask: Any, shape: tuple[int, int]) -> np.ndarray[A
     """
     if attention_mask is None:
         return np.ones(shape, bool)
-    mask = as_array(attention_mask)
-    if mask.shape != shape:
-        raise ValueError(f"attention_mask has shape {mask.shape}, the batch has shape {shape}")
-    is_real: np.ndarray[Any, Any] = mask != 0
-    if mask.dtype.kind != "b" and not ((mask == 1) | ~is_real).all():
-        raise ValueError("attention_mask must hold 0 (padding) and 1 (token) only")
-    return is_real
+    return flags("attention_mask", attention_mask, shape)
 
 
 def pack(
@@ -184,17 +209,18 @@ def pack(
         embeds = as_array(inputs_embeds)
         if embeds.dtype.kind != "f":
             raise TypeError(f"inputs_embeds must hold floating-point numbers, not {embeds.dtype}")
+        if isinstance(inputs_embeds, Tensor) and inputs_embeds.requires_grad and embeds.dtype != np.float32:
+            raise TypeError(f"inputs_embeds can get a gradient in float32, not {embeds.dtype}")
         if embeds.ndim != 3 or embeds.shape[2] != config.hidden_size:
             raise ValueError(f"inputs_embeds must have shape (batch, sequence, {config.hidden_size}), not {embeds.shape}")
         shape = embeds.shape[:2]
+        want_size(shape)
         tensor = inputs_embeds if isinstance(inputs_embeds, Tensor) and embeds.dtype == np.float32 else Tensor(embeds, np.float32)
         embeds = apply(reshape, tensor, shape=(shape[0] * shape[1], config.hidden_size))
         ids = np.arange(shape[0] * shape[1], dtype=np.int64).reshape(shape)
     else:
         ids = integers("input_ids", input_ids)
         shape = ids.shape
-    if shape[0] * shape[1] >= 1 << 31:
-        raise ValueError(f"a batch holds fewer than 2**31 cells, not {shape[0]} x {shape[1]}: split it")
     is_real = attention_cells(attention_mask, shape)
     if embeds is None:
         want_range("input_ids", ids, is_real, config.vocab_size, "the word table has that many rows")
@@ -219,3 +245,94 @@ def pack(
     starts = np.zeros(shape[0] + 1, np.int32)
     np.cumsum(is_real.sum(axis=1), out=starts[1:])
     return PackedBatch(shape, cells, ids.reshape(-1)[cells].astype(np.int32), positions, types, starts, embeds, seed)
+
+
+def pack_lists(
+    config: BERTConfig,
+    ids: Sequence[Sequence[int]],
+    types: Sequence[Sequence[int]] | None = None,
+    *,
+    numbers: Any = None,
+    seed: int | None = None,
+) -> PackedBatch:
+    """Pack sequences of any lengths that were never padded.
+
+    Parameters
+    ----------
+    config : BERTConfig
+    ids : B lists of ids
+    types : B lists of segments, as long as those of ids; optional. Default 0.
+    numbers : integers, B of them, optional. By which dropout knows the sequences.
+    seed : int, optional. For dropout.
+
+    Raises
+    ------
+    IndexError
+        An id or a segment is out of range.
+    ValueError
+        A sequence is longer than the position table.
+    """
+    lengths = np.array([len(row) for row in ids], np.int64)
+    longest = int(lengths.max(initial=0))
+    if longest > config.max_position_embeddings:
+        raise ValueError(
+            f"a sequence has {longest} tokens, the position table only {config.max_position_embeddings} rows: shorten or split the text"
+        )
+    starts = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    if max(len(ids) * longest, int(starts[-1])) >= 1 << 31:
+        raise ValueError(f"a batch holds fewer than 2**31 cells, not {len(ids)} x {longest}: split it")
+    positions = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
+    cells = positions + np.repeat(np.arange(len(lengths)) * longest, lengths)
+
+    def flat(name: str, rows: Sequence[Sequence[int]], limit: int, what: str) -> Any:
+        values = np.fromiter((i for row in rows for i in row), np.int64, count=int(starts[-1]))
+        is_bad = (values < 0) | (values >= limit)
+        if is_bad.any():
+            place = int(np.argmax(is_bad))
+            b = int(np.searchsorted(starts, place, side="right")) - 1
+            raise IndexError(f"{name}[{b}, {place - starts[b]}] is {values[place]}, outside [0, {limit}): {what}")
+        return values.astype(np.int32)
+
+    return PackedBatch(
+        (len(ids), longest),
+        cells.astype(np.int32),
+        flat("input_ids", ids, config.vocab_size, "the word table has that many rows"),
+        positions.astype(np.int32),
+        np.zeros(int(starts[-1]), np.int32)
+        if types is None
+        else flat("token_type_ids", types, config.type_vocab_size, "the segment table has that many rows"),
+        starts.astype(np.int32),
+        seed=seed,
+        numbers=None if numbers is None else np.asarray(numbers, np.int32),
+    )
+
+
+def by_tokens(lengths: Sequence[int], most_tokens: int = TOKENS_AT_ONCE, most_sequences: int | None = None) -> Iterator[list[int]]:
+    """Cut sequences, longest first, into groups of at most `most_tokens` tokens; a longer one stands alone.
+
+    Parameters
+    ----------
+    lengths : of the sequences
+    most_tokens : int
+    most_sequences : int, optional
+
+    Yields
+    ------
+    numbers : list of int. Of the sequences in a group.
+
+    Notes
+    -----
+    Sequences of like length share a group, so that its work divides evenly among threads. No result depends on
+    it: a packed sequence knows nothing of its neighbours.
+    """
+    group: list[int] = []
+    n_tokens = 0
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if group and (n_tokens + lengths[i] > most_tokens or len(group) == most_sequences):
+            yield group
+            group, n_tokens = [], 0
+        group.append(i)
+        n_tokens += lengths[i]
+    if group:
+        yield group

@@ -1,39 +1,23 @@
-"""The masked language model on texts: loss, predictions, filled masks."""
+"""The masked language model on texts: loss and predictions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from lucid.autograd import apply, is_grad_enabled
 from lucid.device import Device
+from lucid.models.bert.packing import TokenRows, by_tokens, pack_lists
+from lucid.ops.reshape import reshape
+from lucid.ops.rows import scatter_rows
+from lucid.ops.total import total
+from lucid.random import resolve_seed
 from lucid.tensor import Tensor
 from lucid.text import BERTTokenizerFast
 
-# Real tokens of one forward pass over many texts: enough to keep the kernels busy, little memory.
-_TOKENS_AT_ONCE = 4096
-
 Texts = str | Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class MaskFill:
-    """One guess for one [MASK].
-
-    Attributes
-    ----------
-    score : float. Probability of the word.
-    token : int. Its id.
-    token_str : str. The word piece.
-    sequence : str. The text with this mask filled; other masks stay.
-    """
-
-    score: float
-    token: int
-    token_str: str
-    sequence: str
 
 
 class TextMethods:
@@ -71,13 +55,28 @@ class TextMethods:
         Returns
         -------
         loss : Tensor, float32, shape (), or (N * S,) with reduction None
+
+        Raises
+        ------
+        ValueError
+            A text is longer than the position table: the message says what to do.
+
+        Notes
+        -----
+        Many texts run in batches of a bounded number of tokens, unless they are to be differentiated: the tape
+        holds them all. Neither masks nor dropout nor the sum depend on that.
         """
+        if reduction not in ("mean", "sum", None):
+            raise ValueError(f"reduction must be 'mean', 'sum' or None, not {reduction!r}")
         self.to(device)
-        inputs, special = _encode(tokenizer, text_a, text_b)
-        masked_ids, labels = self.create_masked_lm_inputs(
-            inputs["input_ids"],
-            inputs["attention_mask"],
-            special,
+        encoded = _encode_segments(self, tokenizer, text_a, text_b)
+        lengths = np.array([len(row) for row in encoded["input_ids"]], np.int64)
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        masked, labels = self.mask_tokens(
+            _flat(encoded["input_ids"]),
+            _flat(encoded["special_tokens_mask"]) == 0,
+            (np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)).astype(np.int32),
+            np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
             mask_token_id=tokenizer.mask_token_id if mask_token_id is None else mask_token_id,
             mlm_probability=mlm_probability,
             mask_replace_prob=mask_replace_prob,
@@ -85,9 +84,40 @@ class TextMethods:
             ignore_index=ignore_index,
             seed=seed,
         )
-        inputs["input_ids"] = masked_ids
-        loss: Tensor = self.get_loss(labels, **inputs, ignore_index=ignore_index, reduction=reduction, seed=seed)
-        return loss
+        dropout_seed = resolve_seed(seed) if self.training else None
+        # Where labels are, among all tokens in the caller's order; and each one's loss.
+        asked = np.flatnonzero(labels != ignore_index)
+        first_asked = np.searchsorted(asked, starts)
+
+        def losses_of(group: Sequence[int]) -> Tensor:
+            batch = pack_lists(
+                self.config,
+                [masked[starts[i] : starts[i + 1]] for i in group],
+                [encoded["token_type_ids"][i] for i in group],
+                numbers=group,
+                seed=dropout_seed,
+            )
+            own = [asked[first_asked[i] : first_asked[i + 1]] for i in group]
+            row_starts = np.concatenate([[0], np.cumsum([len(places) for places in own])])
+            index = [places - starts[i] + batch.starts[b] for b, (i, places) in enumerate(zip(group, own, strict=True))]
+            rows = TokenRows(_joined(index).astype(np.int32), row_starts.astype(np.int32))
+            return self.losses_of(batch, rows, labels[_joined(own)].astype(np.int32))  # type: ignore[no-any-return]
+
+        if self.training and is_grad_enabled():
+            losses = losses_of(range(len(lengths)))
+        else:
+            values = np.empty(len(asked), np.float32)
+            for group in by_tokens(lengths.tolist()):
+                places = _joined([np.arange(first_asked[i], first_asked[i + 1]) for i in group])
+                values[places] = losses_of(group).array
+            losses = Tensor(values)
+        if reduction is not None:
+            return apply(total, losses, divisor=max(1, len(asked)) if reduction == "mean" else 1)  # type: ignore[no-any-return]
+        longest = int(lengths.max(initial=0))
+        text_of = np.searchsorted(starts, asked, side="right") - 1
+        cells = (text_of * longest + asked - starts[text_of]).astype(np.int32)
+        every = apply(scatter_rows, apply(reshape, losses, shape=(len(asked), 1)), rows=cells, n_rows=len(lengths) * longest)
+        return apply(reshape, every, shape=(len(lengths) * longest,))  # type: ignore[no-any-return]
 
     def predict_token_ids_from_text(
         self: Any,
@@ -109,92 +139,36 @@ class TextMethods:
         Returns
         -------
         ids : Tensor, int64, shape (1, S), or padded (N, S), 0 at padding
-        """
-        self.to(device)
-        ids: Tensor = self.predict_token_ids(**_encode(tokenizer, text_a, text_b)[0])
-        return ids
-
-    def fill_mask(
-        self: Any,
-        texts: Texts,
-        top_k: int = 5,
-        targets: Sequence[str] | None = None,
-        *,
-        tokenizer: BERTTokenizerFast | None = None,
-    ) -> Any:
-        """Guess the words behind the masks of a text, or of many.
-
-        Parameters
-        ----------
-        texts : str, or list of str. Each with one [MASK] or more; a mask is guessed with the others in place.
-        top_k : int. Guesses for a mask, best first.
-        targets : list of str, optional. Only these words are guessed at; each must be one word piece.
-        tokenizer : BERTTokenizerFast, optional. Default: the model's own, from `from_pretrained`.
-
-        Returns
-        -------
-        fills : for each mask of the text, a list of `MaskFill`; for a list of texts, a list of these
 
         Raises
         ------
         ValueError
-            A text has no mask or is too long, a target is not one word piece, `top_k` is out of range, or
-            there is no tokenizer.
+            A text is longer than the position table: the message says what to do.
         """
-        tokenizer = _checked(self.tokenizer if tokenizer is None else tokenizer)
-        if not 1 <= top_k <= self.config.vocab_size:
-            raise ValueError(f"top_k must lie between 1 and the {self.config.vocab_size} words of the model, not {top_k}")
-        target_ids = None if targets is None else _target_ids(tokenizer, targets)
-        several = _listed("texts", texts)
-        rows = [tokenizer.encode(text) for text in several]
-        for text, row in zip(several, rows, strict=True):
-            if tokenizer.mask_token_id not in row:
-                raise ValueError(f"no {tokenizer.mask_token} in {text[:60]!r}: write {tokenizer.mask_token} where a word is to be guessed")
-        fills: list[list[list[MaskFill]]] = []
-        for group in _by_tokens(rows):
-            fills += self._fill_group(tokenizer, group, top_k, target_ids)
-        return fills[0] if isinstance(texts, str) else fills
-
-    def _fill_group(
-        self: Any,
-        tokenizer: BERTTokenizerFast,
-        group: list[list[int]],
-        top_k: int,
-        target_ids: list[int] | None,
-    ) -> list[list[list[MaskFill]]]:
-        ids, attention_mask = _padded(group)
-        batch = self.bert.pack(ids, attention_mask, is_eval=True)
-        is_mask = ids == tokenizer.mask_token_id
-        rows = batch.rows_at(is_mask)
-        if target_ids is None:
-            logits, words, lse = self.top_k(batch, rows, top_k)
-        else:
-            logits, words, lse = self._target_logits(batch, rows, target_ids, top_k)
-        scores = np.exp(logits.astype(np.float64) - lse[:, None])
-        fills: list[list[list[MaskFill]]] = [[] for _ in group]
-        for p, (text, column) in enumerate(np.argwhere(is_mask)):
-            guesses = []
-            for score, word in zip(scores[p].tolist(), words[p].tolist(), strict=True):
-                filled = [*group[text][:column], word, *group[text][column + 1 :]]
-                guesses.append(MaskFill(score, word, tokenizer.convert_ids_to_tokens(word), _without_specials(tokenizer, filled)))
-            fills[text].append(guesses)
-        return fills
-
-    def _target_logits(
-        self: Any,
-        batch: Any,
-        rows: Any,
-        target_ids: list[int],
-        top_k: int,
-    ) -> tuple[Any, Any, Any]:
-        """Return the best `top_k` of the targets: logits, words and log-sum-exp over the whole vocabulary."""
-        targets = np.array(target_ids)
-        logits, lse = self.logits_of(batch, rows, targets)
-        order = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
-        return np.take_along_axis(logits, order, axis=1), targets[order], lse
+        self.to(device)
+        encoded = _encode_segments(self, tokenizer, text_a, text_b)
+        rows = encoded["input_ids"]
+        lengths = [len(row) for row in rows]
+        predicted = np.zeros((len(rows), max(lengths, default=0)), np.int64)
+        for group in by_tokens(lengths):
+            batch = pack_lists(self.config, [rows[i] for i in group], [encoded["token_type_ids"][i] for i in group])
+            every = TokenRows(np.arange(batch.n_tokens, dtype=np.int32), batch.starts)
+            best = self.top_k(batch, every, 1)[1][:, 0]
+            for b, i in enumerate(group):
+                predicted[i, : lengths[i]] = best[batch.starts[b] : batch.starts[b + 1]]
+        return Tensor(predicted)
 
 
-def _checked(tokenizer: Any) -> BERTTokenizerFast:
+def check_tokenizer(tokenizer: Any) -> BERTTokenizerFast:
+    """Return `tokenizer` if it is one.
+
+    Raises
+    ------
+    TypeError
+        It is something else.
+    ValueError
+        It is None.
+    """
     if tokenizer is None:
         raise ValueError("this model has no tokenizer: load it from a folder that holds one, or pass tokenizer=")
     if not isinstance(tokenizer, BERTTokenizerFast):
@@ -202,63 +176,68 @@ def _checked(tokenizer: Any) -> BERTTokenizerFast:
     return tokenizer
 
 
-def _listed(name: str, texts: Any) -> list[str]:
+def listed(name: str, texts: Any) -> list[str]:
+    """Return a text, or a list or tuple of texts, as a list.
+
+    Raises
+    ------
+    TypeError
+        It is something else.
+    """
     several = [texts] if isinstance(texts, str) else texts
-    if not isinstance(several, (list, tuple)) or not all(isinstance(text, str) for text in several):
+    if not isinstance(several, (list, tuple)):
         raise TypeError(f"{name} must be a str or a list of str, not {type(texts).__name__}")
+    for i, text in enumerate(several):
+        if not isinstance(text, str):
+            raise TypeError(f"{name} must be a str or a list of str: {name}[{i}] is a {type(text).__name__}")
     return list(several)
 
 
-def _encode(tokenizer: BERTTokenizerFast, text_a: Texts, text_b: Texts | None) -> tuple[dict[str, Any], Any]:
-    """Return the model's inputs for texts, padded, and where their special tokens stand."""
-    firsts = _listed("text_a", text_a)
-    seconds = [None] * len(firsts) if text_b is None else _listed("text_b", text_b)
-    if len(firsts) != len(seconds):
+def encode_texts(
+    model: Any, tokenizer: BERTTokenizerFast, firsts: list[str], seconds: list[str] | None, **options: Any
+) -> dict[str, list[list[int]]]:
+    """Return texts, or pairs of texts, as lists of ids, in one parallel call.
+
+    Raises
+    ------
+    IndexError
+        The tokenizer has a word that the model lacks.
+    """
+    encoded = tokenizer.encode_batch(firsts, seconds, padding=False, **options)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        for i, row in enumerate(encoded["input_ids"]):
+            if row and max(row) >= model.config.vocab_size:
+                raise IndexError(
+                    f"text {i} has the word {tokenizer.convert_ids_to_tokens(max(row))!r}, id {max(row)}, but the model has "
+                    f"{model.config.vocab_size} words: this tokenizer belongs to another model"
+                )
+    return encoded
+
+
+def _encode_segments(model: Any, tokenizer: Any, text_a: Texts, text_b: Texts | None) -> dict[str, list[list[int]]]:
+    """Return what the model takes for texts, and where their special tokens stand; none is too long."""
+    check_tokenizer(tokenizer)
+    firsts = listed("text_a", text_a)
+    seconds = None if text_b is None else listed("text_b", text_b)
+    if seconds is not None and len(firsts) != len(seconds):
         raise ValueError(f"text_b has {len(seconds)} texts, text_a has {len(firsts)}")
-    encoded = [_checked(tokenizer).encode_pretraining_inputs(a, b) for a, b in zip(firsts, seconds, strict=True)]
-    ids, attention_mask = _padded([row["input_ids"] for row in encoded])
-    types, _ = _padded([row["token_type_ids"] for row in encoded])
-    special, _ = _padded([row["special_tokens_mask"] for row in encoded])
-    return {"input_ids": ids, "attention_mask": attention_mask, "token_type_ids": types}, special
+    encoded = encode_texts(model, tokenizer, firsts, seconds)
+    most = model.config.max_position_embeddings
+    for i, row in enumerate(encoded["input_ids"]):
+        if len(row) > most:
+            name = "text_a" if isinstance(text_a, str) else f"text_a[{i}]"
+            with_second = "" if seconds is None else " and its text_b"
+            raise ValueError(
+                f"{name}{with_second} has {len(row)} tokens with [CLS] and [SEP], the model's position table {most} rows: split the text "
+                f"into parts of at most {most - 2 - (seconds is not None)} tokens and give them as a list, or cut it yourself with "
+                f"tokenizer.encode_batch(..., max_length={most}, truncation=True) and call the method that takes ids"
+            )
+    return encoded
 
 
-def _padded(rows: list[list[int]]) -> tuple[Any, Any]:
-    """Return rows of unequal length as an int64 array (N, S) and its attention mask."""
-    lengths = np.array([len(row) for row in rows], np.int64)
-    longest = int(lengths.max(initial=0))
-    mask = np.arange(longest) < lengths[:, None]
-    table = np.zeros((len(rows), longest), np.int64)
-    table[mask] = [i for row in rows for i in row]
-    return table, mask
+def _flat(rows: list[list[int]]) -> Any:
+    return np.fromiter((i for row in rows for i in row), np.int64, count=sum(map(len, rows)))
 
 
-def _by_tokens(rows: list[list[int]]) -> Iterator[list[list[int]]]:
-    """Cut a list of rows, in order, into groups of about `_TOKENS_AT_ONCE` tokens."""
-    group: list[list[int]] = []
-    n_tokens = 0
-    for row in rows:
-        if group and n_tokens + len(row) > _TOKENS_AT_ONCE:
-            yield group
-            group, n_tokens = [], 0
-        group.append(row)
-        n_tokens += len(row)
-    if group:
-        yield group
-
-
-def _target_ids(tokenizer: BERTTokenizerFast, targets: Sequence[str]) -> list[int]:
-    if isinstance(targets, str) or not targets:
-        raise ValueError("targets must be a list of words, and not an empty one")
-    ids = []
-    for target in targets:
-        pieces = tokenizer.tokenize(target)
-        if len(pieces) != 1 or pieces[0] == tokenizer.unk_token:
-            raise ValueError(f"target {target!r} is not one word piece of this vocabulary but {pieces}: leave it out")
-        ids.append(tokenizer.convert_tokens_to_ids(pieces[0]))
-    return sorted(set(ids))
-
-
-def _without_specials(tokenizer: BERTTokenizerFast, ids: list[int]) -> str:
-    """Return the text of ids without [CLS] and [SEP]; masks that are not filled stay visible."""
-    dropped = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id}
-    return tokenizer.decode([i for i in ids if i not in dropped], skip_special_tokens=False)
+def _joined(arrays: list[Any]) -> Any:
+    return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)

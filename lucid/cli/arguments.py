@@ -1,0 +1,38 @@
+"""Arguments that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", metavar="DIR", envvar="LUCID_MODEL", help="Folder with config.json, model.safetensors and a tokenizer."),
+]
+File = Annotated[
+    Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read texts from FILE, one a line. [dim]- is standard input.[/dim]")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a text.")]
+Threads = Annotated[int | None, typer.Option("--threads", "-t", min=1, max=1024, help="Threads; the default is every CPU allowed.")]
+
+
+def lines_of(texts: list[str] | None, file: Path | None) -> Path | None:
+    """Return the file of lines to read, "-" for standard input, or None if the texts are to be taken.
+
+    Raises
+    ------
+    typer.BadParameter
+        There are neither texts nor a file, or both.
+    """
+    texts = texts or []
+    if file is not None and texts:
+        raise typer.BadParameter("give either texts or --file, not both")
+    if file is not None:
+        return file
+    if not texts:
+        raise typer.BadParameter("give a text in quotes, --file FILE, or - to read lines from standard input")
+    if "-" in texts:
+        if len(texts) > 1:
+            raise typer.BadParameter("- reads lines from standard input: give it alone")
+        return Path("-")
+    return None

@@ -1,0 +1,1 @@
+"""Gradients: reference, operations, tape, whole models. A package, so that its `reference` and `cases` are its own."""
