@@ -80,7 +80,7 @@ def resolve_seed(seed: int | None) -> int:
     if seed is not None:
         return check_seed(seed)
     with _lock:
-        call, _calls = _calls, _calls + 1
+        call, _calls = _calls, (_calls + 1) % (1 << 64)
         key = _seed
     low, high, _, _ = kernels.philox_block(call & 0xFFFFFFFF, call >> 32, 0, stream(Purpose.CALL), key)
     return int(low | high << 32)
@@ -88,4 +88,4 @@ def resolve_seed(seed: int | None) -> int:
 
 def stream(purpose: Purpose, layer: int = 0, epoch: int = 0) -> int:
     """Return the last word of a counter."""
-    return (int(purpose) & 0xFF) << 24 | (layer & 0xFF) << 16 | epoch & 0xFFFF
+    return (int(purpose) & 0xFF) << 24 | (int(layer) & 0xFF) << 16 | int(epoch) & 0xFFFF

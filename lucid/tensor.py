@@ -207,7 +207,10 @@ def as_array(data: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
     elif hasattr(data, "__array__"):
         array = np.asarray(data)
     elif hasattr(data, "__dlpack__"):
-        array = np.from_dlpack(data)
+        try:
+            array = np.from_dlpack(data)
+        except (BufferError, RuntimeError) as error:
+            raise TypeError(f"{type(data).__name__} gives no array of numbers: {error}") from error
     else:
         try:
             array = np.asarray(data)

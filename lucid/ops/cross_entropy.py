@@ -5,13 +5,14 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op, want, want_ids
+from lucid.ops.op import Array, Kernel, Op, want, want_ids, want_integer
 from lucid.threads import threads_for
 
 
 def _check(logits: Array, *, labels: Array, ignore_index: int = -100) -> None:
     want("cross_entropy", "logits", logits, np.float32, (None, None))
     want("cross_entropy", "labels", labels, np.int32, (logits.shape[0],))
+    want_integer("cross_entropy", "ignore_index", ignore_index)
     if logits.shape[1] == 0:
         raise ValueError("cross_entropy: logits have no columns")
     want_ids("cross_entropy", "labels", np.where(labels == ignore_index, 0, labels), logits.shape[1])

@@ -116,6 +116,12 @@ def want_ids(op: str, name: str, ids: Array, limit: int) -> None:
         raise IndexError(f"{op}: {name}[{at}] is {int(ids.reshape(-1)[at])}, outside [0, {limit})")
 
 
+def want_integer(op: str, name: str, value: int) -> None:
+    """Raise TypeError unless `value` is an integer: compared with an array, anything else may broadcast."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{op}: {name} must be an integer, not {type(value).__name__}")
+
+
 def want_stream(op: str, name: str, stream: int) -> None:
     """Raise unless `stream` is a 32-bit word, as `lucid.random.stream` makes them."""
     if isinstance(stream, bool) or not hasattr(stream, "__index__"):

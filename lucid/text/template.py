@@ -41,7 +41,7 @@ class Template:
     def keys(self) -> tuple[str, ...]:
         """What a filled template holds."""
         keys = ("input_ids", "token_type_ids", "attention_mask", "special_tokens_mask")
-        return keys + ("offsets",) * self.has_offsets + ("word_ids",) * self.has_word_ids
+        return keys + ("offsets",) * bool(self.has_offsets) + ("word_ids",) * bool(self.has_word_ids)
 
     def check_room(self, is_pair: bool) -> None:
         """Raise ValueError where the limit leaves no room for the special tokens."""

@@ -19,6 +19,7 @@ from lucid.nn import Embedding, LayerNorm, Linear, Module, Parameter, init
 from lucid.ops.decoder import decoder_cross_entropy, decoder_top_k
 from lucid.ops.linear import linear
 from lucid.ops.mlm_mask import mlm_mask
+from lucid.ops.op import want_integer
 from lucid.ops.reshape import reshape
 from lucid.ops.rows import scatter_rows
 from lucid.ops.total import total
@@ -185,6 +186,7 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
 
     def _labelled(self, batch: PackedBatch, labels: Any, ignore_index: int) -> tuple[TokenRows, Any]:
         """Return the tokens whose label counts, and those labels as int32."""
+        want_integer("labels", "ignore_index", ignore_index)
         table = integers("labels", labels, batch.shape)
         counts = table != ignore_index
         is_real = np.zeros(batch.shape, bool)
