@@ -15,7 +15,7 @@ BODIES = sorted(f"{EXT}/{name}" for name in os.listdir(EXT) if name.endswith(".p
 IS_DEBUG = os.environ.get("LUCID_DEBUG_CYTHON", "0") == "1"
 
 COMPILE = [
-    "-O3",
+    os.environ.get("LUCID_OPTIMIZE", "-O3"),
     "-g0",  # debug information is most of an extension's size
     "-ffp-contract=off",  # products and sums are fused only where the source says `fma`: equal bits everywhere
     "-fno-math-errno",  # sqrtf is one instruction
@@ -23,6 +23,8 @@ COMPILE = [
     # The register tile is one function, specialised by literal arguments: inlining is what makes it fast.
     "-DCYTHON_INLINE=inline __attribute__((always_inline))",
 ]
+# To build one instruction set alone, and faster, for tests of changed kernels: LUCID_BUILD_ONLY=avx2 LUCID_OPTIMIZE=-O1.
+BUILD_ONLY = os.environ.get("LUCID_BUILD_ONLY")
 BUILDS = {
     "x86_64": {"baseline": [], "avx2": ["-mavx2", "-mfma"], "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]},
     "aarch64": {"neon": []},  # every aarch64 has NEON, with fused multiply-adds
@@ -31,6 +33,8 @@ INSTRUCTION_SETS = BUILDS.get(sysconfig.get_platform().split("-")[-1], {"baselin
 
 extensions = [Extension("lucid._ext._cpu", [f"{EXT}/_cpu.pyx"], extra_compile_args=["-O2"])]
 for name, flags in INSTRUCTION_SETS.items():
+    if BUILD_ONLY not in (None, name):
+        continue
     extensions.append(
         Extension(f"lucid._ext._kernels_{name}", [f"{EXT}/_kernels_{name}.pyx"], depends=BODIES, extra_compile_args=COMPILE + flags)
     )
