@@ -203,7 +203,7 @@ def as_array(data: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
     if isinstance(data, Tensor):
         array = data.array
     elif isinstance(data, np.ndarray):
-        array = data
+        array = np.asarray(data)
     elif hasattr(data, "__array__"):
         array = np.asarray(data)
     elif hasattr(data, "__dlpack__"):

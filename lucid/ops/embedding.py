@@ -37,7 +37,7 @@ def _check(
     ):
         want("embedding", name, index, np.int32, (n_tokens,))
         want_ids("embedding", name, index, limit)
-    if not eps > 0:
+    if not np.float32(eps) > 0:
         raise ValueError(f"embedding: eps must be positive, not {eps}")
 
 

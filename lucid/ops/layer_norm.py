@@ -16,7 +16,7 @@ def _check(x: Array, gain: Array, bias: Array, residual: Array | None = None, *,
     want("layer_norm", "bias", bias, np.float32, (width,))
     if residual is not None:
         want("layer_norm", "residual", residual, np.float32, x.shape)
-    if not eps > 0:
+    if not np.float32(eps) > 0:
         raise ValueError(f"layer_norm: eps must be positive, not {eps}")
 
 

@@ -99,7 +99,8 @@ def want(op: str, name: str, array: Array, dtype: Any, shape: tuple[int | None, 
     ValueError
         Of another shape.
     """
-    is_array = (isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray)) or hasattr(array, "__cuda_array_interface__")
+    # Not other subclasses: what they answer when they are checked need not be what they hold.
+    is_array = type(array) in (np.ndarray, np.memmap) or hasattr(array, "__cuda_array_interface__")
     if not is_array:
         raise TypeError(f"{op}: {name} must be an array, not {type(array).__name__}")
     if array.dtype != dtype:
