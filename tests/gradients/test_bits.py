@@ -4,8 +4,8 @@ They do not change with
 - the number of threads;
 - columns of padding appended to the batch, or rows of nothing but padding appended below it, dropout on;
 - what stands under the padding, and how the mask is written;
-- where padding stands, on the left, in the middle, on the right, without dropout and with the positions told: a token's
-  place in its row, the column, names its dropout mask and, unless told, its position;
+- where padding stands, on the left, in the middle, on the right, dropout on and with the positions told: unless told, a
+  token's position is its column;
 - the layout that weights were in before, and whether layers are recomputed.
 
 They do change with the order of the sequences: sums over tokens run in the batch's order, and dropout counts examples.
@@ -117,9 +117,10 @@ def test_no_mask_is_a_mask_of_ones() -> None:
     assert steps(make_model(**DROPOUT), batch) == want
 
 
+@pytest.mark.parametrize("settings", [{}, DROPOUT], ids=["no dropout", "dropout"])
 @pytest.mark.parametrize("where", ["left", "middle", "anywhere"])
-def test_where_padding_stands_changes_no_bit_without_dropout(where: str) -> None:
-    model = make_model()
+def test_where_padding_stands_changes_no_bit(where: str, settings: dict[str, Any]) -> None:
+    model = make_model(**settings)
     batch = make_batch(model)
     n, width = batch["input_ids"].shape
     rng = np.random.default_rng(3)
@@ -129,16 +130,21 @@ def test_where_padding_stands_changes_no_bit_without_dropout(where: str) -> None
         "middle": np.where(right < width // 2, right, right + 2 * width),
         "anywhere": np.sort(np.stack([rng.choice(3 * width, width, replace=False) for _ in range(n)]), axis=1),
     }
-    assert steps(make_model(), moved(batch, orders[where])) == steps(model, batch)
+    assert steps(make_model(**settings), moved(batch, orders[where])) == steps(model, batch)
 
 
-def test_dropout_goes_with_the_column() -> None:
-    """The same tokens in other columns have other masks: why padding that moves them changes bits, with dropout on."""
+def test_a_hole_moves_no_mask_of_dropout() -> None:
+    """A hole that is cut out leaves the bits as they are, if the positions stay."""
     model = make_model(**DROPOUT)
     batch = make_batch(model)
-    width = batch["input_ids"].shape[1]
-    shifted = moved(batch, np.tile(np.arange(width), (4, 1)) + 1)
-    assert steps(make_model(**DROPOUT), shifted, 1) != steps(make_model(**DROPOUT), batch, 1)
+    n, width = batch["input_ids"].shape
+    holes = batch["attention_mask"] == 0
+    order = np.argsort(holes, axis=1, kind="stable")  # real tokens first, in their order
+    batch["position_ids"] = np.tile(np.arange(width), (n, 1))
+    assert (holes[:, :-1] & ~holes[:, 1:]).any()
+    assert steps(make_model(**DROPOUT), {name: np.take_along_axis(array, order, axis=1) for name, array in batch.items()}) == steps(
+        model, batch
+    )
 
 
 def test_the_order_of_sequences_does_change_bits_but_little_else() -> None:

@@ -62,10 +62,14 @@ def keep_mask(p: float, seed: int, stream: int, positions: Array, examples: Arra
 
 
 class Masks:
-    """What stands in for `torch.nn.functional.dropout`: lucid's masks, in the order in which the reference asks for them."""
+    """What stands in for `torch.nn.functional.dropout`: lucid's masks, in the order in which the reference asks for them.
 
-    def __init__(self, model: BERTForMaskedLM, seed: int) -> None:
+    A token's place is its number among the real ones of its row; what padding gets does not matter.
+    """
+
+    def __init__(self, model: BERTForMaskedLM, seed: int, attention_mask: Array) -> None:
         self.seed, self.n_heads, self.n_calls = seed, model.config.num_attention_heads, 0
+        self.places = np.maximum(np.cumsum(attention_mask, axis=1) - 1, 0)
         self.purposes = [(Purpose.EMBEDDING_DROPOUT, 0)]
         for layer in range(model.config.num_hidden_layers):
             for purpose in (Purpose.ATTENTION_DROPOUT, Purpose.ATTENTION_OUTPUT_DROPOUT, Purpose.FEED_FORWARD_DROPOUT):
@@ -77,15 +81,18 @@ class Masks:
         self.n_calls += 1
         if p == 0:
             return x
-        if purpose == Purpose.ATTENTION_DROPOUT:  # (B, H, query, key): element head * 65536 + key, position query
-            n_examples, n_heads, n_queries, n = x.shape
+        n = x.shape[-1]
+        if purpose == Purpose.ATTENTION_DROPOUT:  # (B, H, query, key): element head * 65536 + key's place, position query's place
+            n_examples, n_heads = x.shape[:2]
             assert n_heads == self.n_heads
             first = np.arange(n_heads)[None, :, None] * 65536
-            examples, positions = np.arange(n_examples)[:, None, None], np.arange(n_queries)[None, None, :]
+            examples, positions = np.arange(n_examples)[:, None, None], self.places[:, None, :]
+            by_place = keep_mask(p, self.seed, stream(purpose, layer), positions, examples, first, n)
+            mask = np.take_along_axis(by_place, np.broadcast_to(self.places[:, None, None, :], by_place.shape), axis=3)
         else:  # (B, S, C): element channel
-            n_examples, n_positions, n = x.shape
-            first, examples, positions = np.zeros((1, 1), np.int64), np.arange(n_examples)[:, None], np.arange(n_positions)[None, :]
-        return x * torch.from_numpy(keep_mask(p, self.seed, stream(purpose, layer), positions, examples, first, n))
+            first, examples = np.zeros((1, 1), np.int64), np.arange(len(x))[:, None]
+            mask = keep_mask(p, self.seed, stream(purpose, layer), self.places, examples, first, n)
+        return x * torch.from_numpy(mask)
 
 
 def reference_of(model: BERTForMaskedLM, folder: Path) -> Any:
@@ -95,7 +102,7 @@ def reference_of(model: BERTForMaskedLM, folder: Path) -> Any:
 
 def reference_step(net: Any, model: BERTForMaskedLM, batch: dict[str, Array], seed: int, **inputs: Any) -> float:
     """Forward with lucid's masks and backward; return the loss."""
-    masks = Masks(model, seed)
+    masks = Masks(model, seed, batch["attention_mask"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.functional, "dropout", masks)
         loss = net(**{name: torch.from_numpy(array) for name, array in batch.items()}, **inputs).loss
