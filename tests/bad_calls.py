@@ -34,7 +34,7 @@ from lucid.ops.adamw import adamw_step, sum_of_squares
 from lucid.ops.attention import AttentionDropout, attention
 from lucid.ops.attention_map import attention_map
 from lucid.ops.cross_entropy import cross_entropy
-from lucid.ops.decoder import decoder_cross_entropy, decoder_top_k
+from lucid.ops.decoder import decoder_cross_entropy, decoder_loss, decoder_top_k
 from lucid.ops.dropout import dropout
 from lucid.ops.embedding import embedding
 from lucid.ops.layer_norm import layer_norm
@@ -535,6 +535,8 @@ class World:
         weight = floats(rng, n, k)
         arrays = {"x": floats(rng, p, k), "weight": one(rng, weight, PackedWeight.pack(weight)), "bias": one(rng, None, floats(rng, n))}
         if rng.random() < 0.5:
+            if rng.random() < 0.5:
+                return op_call(decoder_loss, 3, **arrays, labels=ints(rng, n, p), divisor=p + 1)
             return op_call(decoder_cross_entropy, 3, **arrays, labels=ints(rng, n, p))
 
         def check(result: Any, arguments: dict[str, Any]) -> None:

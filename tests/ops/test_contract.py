@@ -19,7 +19,7 @@ from lucid.ops.activation import activation
 from lucid.ops.attention import attention
 from lucid.ops.attention_map import attention_map
 from lucid.ops.cross_entropy import cross_entropy
-from lucid.ops.decoder import decoder_cross_entropy, decoder_top_k
+from lucid.ops.decoder import decoder_cross_entropy, decoder_loss, decoder_top_k
 from lucid.ops.dropout import dropout
 from lucid.ops.embedding import embedding
 from lucid.ops.layer_norm import layer_norm
@@ -42,6 +42,7 @@ def _find_ops() -> dict[str, Op]:
 
 
 OPS = _find_ops()
+DECODERS = (decoder_cross_entropy, decoder_loss, decoder_top_k)
 EVERY_CASE = pytest.mark.parametrize("case", CASES, ids=str)
 EVERY_OP = pytest.mark.parametrize("op", OPS.values(), ids=list(OPS))
 
@@ -322,12 +323,13 @@ BAD: tuple[Bad, ...] = (
     Bad(cross_entropy, "logits", _no_columns, ValueError),
     Bad(cross_entropy, "labels", _cut, ValueError),
     *(Bad(cross_entropy, "labels", _put(label, 0), IndexError, str(label)) for label in (31, -1)),
-    *(Bad(op, "x", _narrow, ValueError) for op in (decoder_cross_entropy, decoder_top_k)),
-    *(Bad(op, "bias", _cut, ValueError) for op in (decoder_cross_entropy, decoder_top_k)),
-    *(Bad(op, "weight", _no_columns, ValueError, "no columns") for op in (decoder_cross_entropy, decoder_top_k)),
-    *(Bad(op, "weight", lambda weight: weight[:0], ValueError, "no words") for op in (decoder_cross_entropy, decoder_top_k)),
-    Bad(decoder_cross_entropy, "labels", _cut, ValueError),
-    *(Bad(decoder_cross_entropy, "labels", _put(label, 0), IndexError, str(label)) for label in (31, -1, -100)),
+    *(Bad(op, "x", _narrow, ValueError) for op in DECODERS),
+    *(Bad(op, "bias", _cut, ValueError) for op in DECODERS),
+    *(Bad(op, "weight", _no_columns, ValueError, "no columns") for op in DECODERS),
+    *(Bad(op, "weight", lambda weight: weight[:0], ValueError, "no words") for op in DECODERS),
+    *(Bad(op, "labels", _cut, ValueError) for op in (decoder_cross_entropy, decoder_loss)),
+    *(Bad(op, "labels", _put(n, 0), IndexError, str(n)) for op in (decoder_cross_entropy, decoder_loss) for n in (31, -1, -100)),
+    *_each(decoder_loss, "divisor", (0.0, -1.0, math.nan), ValueError),
     *_each(decoder_top_k, "k", (0, -1, 32), ValueError),
     *(Bad(dropout, name, _cut, ValueError) for name in ("columns", "examples")),
     *_each(dropout, "p", (*NOT_PROBABILITIES, 1.0), ValueError),
