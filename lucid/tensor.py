@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,8 @@ class Tensor:
                 self.grad = total
 
     def __mul__(self, factor: float) -> Tensor:
+        if not isinstance(factor, Real):  # not a Tensor: its gradient would be lost
+            return NotImplemented
         from lucid.autograd import apply
         from lucid.ops.total import scale
 
@@ -124,7 +127,7 @@ class Tensor:
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> Tensor:
-        return self * (1.0 / divisor)
+        return self * (1.0 / divisor) if isinstance(divisor, Real) else NotImplemented  # type: ignore[no-any-return]
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """Return the values as a NumPy array; it shares memory if the tensor is on the CPU."""

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from gradients.cases import for_each_thread_count
 from gradients.models import digest, gradients_of, make_batch, make_model, relative, weights_of
+
 from lucid.optim import AdamW, NonFiniteError
 
 Array = Any
