@@ -278,7 +278,9 @@ MUTATIONS: list[Mutation] = [
     *_of(
         "lucid/tensor.py",
         TAPE,
-        gradients_do_not_add_up=("self.grad = gradient if self.grad is None else self.grad + gradient", "self.grad = gradient"),
+        second_gradient_alone=("np.asarray(self.grad + gradient)", "np.asarray(gradient)"),
+        third_gradient_sign=("np.add(self.grad, gradient, out=self.grad)", "np.subtract(self.grad, gradient, out=self.grad)"),
+        gradients_of_others_written=("self._is_own_grad = False", "self._is_own_grad = value is not None"),
     ),
     *_of("lucid/ops/op.py", TAPE, rows_replace=("total[self.rows] += self.values", "total[self.rows] = self.values")),
 ]

@@ -6,11 +6,16 @@ They do not change with
 - what stands under the padding, and how the mask is written;
 - where padding stands, on the left, in the middle, on the right, dropout on and with the positions told: unless told, a
   token's position is its column;
+- the instruction set, if it has fused multiply-adds;
 - the layout that weights were in before, and whether layers are recomputed.
 
 They do change with the order of the sequences: sums over tokens run in the batch's order, and dropout counts examples.
 """
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +24,7 @@ import pytest
 import lucid
 from gradients.cases import for_each_thread_count
 from gradients.models import digest, gradients_of, make_batch, make_model, weights_of
+from lucid._ext import _cpu
 from lucid.models import BERTForMaskedLM
 from lucid.optim import AdamW
 
@@ -86,6 +92,31 @@ def test_one_hash_for_any_number_of_threads(size: dict[str, Any], batch: dict[st
 
     hashes = for_each_thread_count(run)
     assert len(set(hashes)) == 1, hashes
+
+
+IN_A_PROCESS = """
+import sys
+sys.path[:0] = {paths!r}
+from gradients.test_bits import DROPOUT, steps
+from gradients.models import make_batch, make_model
+model = make_model(**DROPOUT)
+print(steps(model, make_batch(model)))
+"""
+
+
+def test_one_hash_for_every_instruction_set_with_fused_products() -> None:
+    sets = [name for name in _cpu.instruction_sets() if name != "baseline"]
+    if len(sets) < 2:
+        pytest.skip(f"this CPU runs {', '.join(sets) or 'the baseline'} only: nothing to compare with")
+    script = IN_A_PROCESS.format(paths=[str(Path(__file__).parents[1]), str(Path(lucid.__file__).parents[1])])
+    hashes = {
+        name: subprocess.run(
+            [sys.executable, "-c", script], env={**os.environ, "LUCID_ISA": name}, check=True, capture_output=True, text=True, timeout=300
+        ).stdout.strip()
+        for name in sets
+    }
+    assert len(set(hashes.values())) == 1, hashes
+    assert len(hashes[sets[0]]) == 64
 
 
 def test_padding_that_is_appended_changes_no_bit() -> None:
