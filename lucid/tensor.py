@@ -106,8 +106,8 @@ class Tensor:
         """Return the same values off the tape."""
         return Tensor(self.array)
 
-    def accumulate(self, gradient: Any) -> None:
-        """Add a gradient, an array or a `RowsGradient`, to `grad`.
+    def accumulate(self, gradient: Any, *, is_own: bool = False) -> None:
+        """Add a gradient, an array or a `RowsGradient`, to `grad`; with `is_own` the array becomes the tensor's.
 
         Raises
         ------
@@ -119,7 +119,8 @@ class Tensor:
         with _accumulating:  # two threads may go back into one model
             if isinstance(gradient, np.ndarray):
                 if self.grad is None:
-                    self.grad = gradient  # it may be shared with another tensor, so it is never written to
+                    # Unless it is its own, another tensor may share it, and it is never written to.
+                    self._grad, self._is_own_grad = gradient, is_own
                 elif self._is_own_grad:
                     np.add(self.grad, gradient, out=self.grad)
                 else:

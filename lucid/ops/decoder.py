@@ -196,7 +196,7 @@ TypeError, ValueError
     Dtypes or shapes do not agree.
 """
 
-decoder_loss = Op("decoder_loss", _check_loss, cpu=Kernel(_loss, _loss_backward), gpu=None)
+decoder_loss = Op("decoder_loss", _check_loss, cpu=Kernel(_loss, _loss_backward, is_fresh=True), gpu=None)
 """The sum of `decoder_cross_entropy` over all rows, divided by a number; with a tape, forward makes the gradients.
 
 Parameters

@@ -360,6 +360,23 @@ def test_a_sum_of_gradients_is_made_in_place_where_it_is_the_tensors_own(shape: 
     assert np.array_equal(x.grad, np.full(shape, 3, np.float32))
 
 
+def test_the_word_table_takes_the_losss_gradient_without_a_copy() -> None:
+    """The looked-up rows are added into it: no second table at the end of backward."""
+    model, batch = _model_and_batch(vocab_size=20_011, hidden_size=24, num_hidden_layers=1, intermediate_size=32)
+    size = model.get_input_embeddings().weight.size * 4
+    tracemalloc.start()
+    try:
+        loss = model.get_loss(**batch)
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        loss.backward()
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert before > size
+    assert peak < 0.5 * size
+
+
 def test_rows_are_never_added_to_an_array_of_others() -> None:
     table = parameter(4, 2)
     theirs = np.ones((4, 2), np.float32)
