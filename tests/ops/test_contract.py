@@ -8,6 +8,7 @@ import pkgutil
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,21 @@ def test_ops_are_found() -> None:
 def test_every_op_has_cases_and_bad_calls(op: Op) -> None:
     assert cases_of(op), f"tests/cases.py has no case for {op.name}"
     assert [bad for bad in BAD if bad.op is op], f"tests/ops/test_contract.py has no bad call for {op.name}"
+
+
+@EVERY_OP
+def test_every_op_has_a_page(op: Op) -> None:
+    """With the name of the op, its source, and how its gradient is derived, or that it has none."""
+    folder = Path(__file__).parents[2] / "docs" / "ops"
+    if not folder.is_dir():
+        pytest.skip("tests run without the docs beside them")
+    pages = {path.stem: path.read_text() for path in folder.glob("*.md")}
+    named = [page for page in pages.values() if re.search(rf"\b{op.name}\b", page.splitlines()[0])]
+    assert len(named) == 1, f"one page of docs/ops has {op.name} in its title"
+    assert re.search(r"^Sources?:", named[0], re.MULTILINE), f"the page of {op.name} names no source"
+    assert re.search(r"^## (Backward|Gradients|Forward and backward)", named[0], re.MULTILINE) or not op.is_differentiable, op.name
+    stem = next(stem for stem, page in pages.items() if page is named[0])
+    assert f"]({stem}.md)" in pages["README"], f"docs/ops/README.md does not list {stem}.md"
 
 
 @EVERY_OP
