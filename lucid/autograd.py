@@ -146,7 +146,9 @@ def apply(op: Op, *inputs: Any, **params: Any) -> Any:
     return out
 
 
-def _record(out: Tensor, name: str, backward: Callable[[Any, Array], Any] | None, saved: Any, inputs: Iterable[Any], is_fresh: bool = False) -> None:
+def _record(
+    out: Tensor, name: str, backward: Callable[[Any, Array], Any] | None, saved: Any, inputs: Iterable[Any], is_fresh: bool = False
+) -> None:
     tensors = tuple(x if isinstance(x, Tensor) else None for x in inputs)
     targets = tuple((x.node or x) if x is not None and x.requires_grad else None for x in tensors)
     # Those without requires_grad as well: their values were saved, too.
