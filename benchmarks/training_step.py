@@ -144,7 +144,7 @@ def measure(which: str, args: argparse.Namespace) -> dict[str, Any]:
             for name, value in zip(seconds, (*parts, sum(parts)), strict=True):
                 seconds[name].append(value)
     marks["peak of the step"] = peak()
-    return {"seconds": seconds, "marks": marks, "loss": float(loss)}
+    return {"seconds": seconds, "marks": marks, "loss": loss.detach().item()}
 
 
 # What lives when

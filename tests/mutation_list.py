@@ -31,8 +31,8 @@ def _of(file: str, *tests: str, **changes: tuple[str, str]) -> list[Mutation]:
 
 
 def op_tests(*names: str) -> tuple[str, ...]:
-    """The comparisons with the float64 reference, of gradients and of results, for some ops."""
-    return OPS, CONTRACT, "-k", f"(of_the_reference or result_is_right) and ({' or '.join(names)})"
+    """The comparisons with the float64 reference, of gradients and of results with a tape and without, for some ops."""
+    return OPS, CONTRACT, "-k", f"(of_the_reference or result_is_right or bits_with_a_tape) and ({' or '.join(names)})"
 
 
 MUTATIONS: list[Mutation] = [
