@@ -147,7 +147,17 @@ class Tensor:
         return self.numpy().tolist()
 
     def to(self, target: Any) -> Tensor:
-        """Return this tensor on another device ("cpu", "gpu") or with another dtype; itself if nothing changes."""
+        """Return this tensor on another device ("cpu", "gpu") or with another dtype; itself if nothing changes.
+
+        Raises
+        ------
+        DeviceError
+            There is no such device here.
+        TypeError
+            `target` is neither a device nor a dtype of numbers.
+        """
+        if target is None:
+            raise TypeError('to() wants "cpu", "gpu" or a dtype, not None')
         if target in ("cpu", "gpu"):
             check_device(target)
             return self

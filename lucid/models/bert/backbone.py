@@ -14,6 +14,7 @@ import numpy as np
 
 from lucid.autograd import apply, recompute
 from lucid.models.bert.config import BERTConfig
+from lucid.models.bert.embed import Embed
 from lucid.models.bert.packing import PackedBatch, TokenRows, pack
 from lucid.models.pretrained import PretrainedModel, folder_has_pooler
 from lucid.nn import Dropout, Embedding, LayerNorm, Linear, Module, ModuleList, init
@@ -207,7 +208,7 @@ class BERTPooler(Module):
         return self.dense(first, activation="tanh")  # type: ignore[no-any-return]
 
 
-class BERT(PretrainedModel):
+class BERT(PretrainedModel, Embed):
     """The BERT encoder.
 
     Parameters

@@ -277,6 +277,7 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
     def _adopt_tokenizer(self, folder: Path) -> None:
         super()._adopt_tokenizer(folder)
         if self.tokenizer is not None:
+            self.bert.tokenizer = self.tokenizer
             self.special_token_ids = sorted(set(self.tokenizer.all_special_ids))
 
     @no_grad()

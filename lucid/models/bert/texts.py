@@ -214,6 +214,19 @@ def encode_texts(
     return encoded
 
 
+def want_room(model: Any, rows: list[list[int]], name: str, advice: str) -> None:
+    """Raise ValueError, with advice, if the ids of a text are more than the position table has rows.
+
+    `name` is the argument's, with {} for the number of the text in a list.
+    """
+    most = model.config.max_position_embeddings
+    for i, row in enumerate(rows):
+        if len(row) > most:
+            raise ValueError(
+                f"{name.format(i)} has {len(row)} tokens with [CLS] and [SEP], the model's position table {most} rows: {advice}"
+            )
+
+
 def _encode_segments(model: Any, tokenizer: Any, text_a: Texts, text_b: Texts | None) -> dict[str, list[list[int]]]:
     """Return what the model takes for texts, and where their special tokens stand; none is too long."""
     check_tokenizer(tokenizer)
@@ -223,15 +236,13 @@ def _encode_segments(model: Any, tokenizer: Any, text_a: Texts, text_b: Texts | 
         raise ValueError(f"text_b has {len(seconds)} texts, text_a has {len(firsts)}")
     encoded = encode_texts(model, tokenizer, firsts, seconds)
     most = model.config.max_position_embeddings
-    for i, row in enumerate(encoded["input_ids"]):
-        if len(row) > most:
-            name = "text_a" if isinstance(text_a, str) else f"text_a[{i}]"
-            with_second = "" if seconds is None else " and its text_b"
-            raise ValueError(
-                f"{name}{with_second} has {len(row)} tokens with [CLS] and [SEP], the model's position table {most} rows: split the text "
-                f"into parts of at most {most - 2 - (seconds is not None)} tokens and give them as a list, or cut it yourself with "
-                f"tokenizer.encode_batch(..., max_length={most}, truncation=True) and call the method that takes ids"
-            )
+    want_room(
+        model,
+        encoded["input_ids"],
+        ("text_a" if isinstance(text_a, str) else "text_a[{}]") + ("" if seconds is None else " and its text_b"),
+        f"split the text into parts of at most {most - 2 - (seconds is not None)} tokens and give them as a list, or cut it yourself with "
+        f"tokenizer.encode_batch(..., max_length={most}, truncation=True) and call the method that takes ids",
+    )
     return encoded
 
 
