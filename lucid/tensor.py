@@ -10,8 +10,18 @@ from typing import Any
 import numpy as np
 
 from lucid.device import Device, check_device, device_of
+from lucid.threads import in_forked_child
 
 _accumulating = threading.Lock()
+
+
+def _renew_lock() -> None:
+    # Another thread may have held it when this process was forked: nobody would ever release it.
+    global _accumulating
+    _accumulating = threading.Lock()
+
+
+in_forked_child(_renew_lock)
 
 
 class Tensor:

@@ -317,12 +317,12 @@ def gemm(
     if k == 0:
         raise ValueError("gemm needs K >= 1")
     cdef const float *pa = &a[0, 0]
-    cdef Py_ssize_t a_stride = a.strides[0] // sizeof(float)
+    cdef Py_ssize_t a_stride = a.strides[0] // <Py_ssize_t> sizeof(float)
     cdef const float *pb = &panels[0, 0, 0]
     cdef float *pc = &out[0, 0]
     epilogue.bias = &bias[0] if bias is not None else NULL
     epilogue.residual = &residual[0, 0] if residual is not None else NULL
-    epilogue.residual_stride = residual.strides[0] // sizeof(float) if residual is not None else 0
+    epilogue.residual_stride = residual.strides[0] // <Py_ssize_t> sizeof(float) if residual is not None else 0
     epilogue.activation = activation
     split(row_tiles, n_panels, n_threads, &row_parts, &panel_parts)
     if transpose_a:
@@ -347,7 +347,7 @@ def pack_rows(const float[:, :] w, float[:, :, ::1] panels, int n_threads):
     if n == 0 or k == 0:
         return
     cdef const float *pw = &w[0, 0]
-    cdef Py_ssize_t stride = w.strides[0] // sizeof(float)
+    cdef Py_ssize_t stride = w.strides[0] // <Py_ssize_t> sizeof(float)
     cdef float *out = &panels[0, 0, 0]
     for p in prange(n_panels, nogil=True, schedule="static", num_threads=n_threads):
         pack_panel_rows(pw + p * PANEL * stride, stride, min(PANEL, n - p * PANEL), k, out + p * k * PANEL)
@@ -369,7 +369,7 @@ def pack_columns(const float[:, :] b, float[:, :, ::1] panels, int n_threads):
     if n == 0 or k == 0:
         return
     cdef const float *pb = &b[0, 0]
-    cdef Py_ssize_t stride = b.strides[0] // sizeof(float)
+    cdef Py_ssize_t stride = b.strides[0] // <Py_ssize_t> sizeof(float)
     cdef float *out = &panels[0, 0, 0]
     for p in prange(n_panels, nogil=True, schedule="static", num_threads=n_threads):
         pack_panel_columns(pb + p * PANEL, stride, min(PANEL, n - p * PANEL), k, out + p * k * PANEL)

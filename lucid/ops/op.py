@@ -58,6 +58,7 @@ class Op:
     def run(self, *arrays: Array, keep: bool, **params: Any) -> tuple[Any, Any]:
         """Check, pick the device, run forward; return the result, and what backward reads if `keep`."""
         self.check(*arrays, **params)
+        arrays, params = tuple(map(aligned, arrays)), {name: aligned(value) for name, value in params.items()}
         return self.on(arrays[0]).forward(*arrays, keep=keep, **params)
 
     def __call__(self, *arrays: Array, **params: Any) -> Any:
@@ -133,6 +134,12 @@ def want_stream(op: str, name: str, stream: int) -> None:
         raise ValueError(f"{op}: {name} must lie in [0, 2**32), not {stream}")
 
 
+def aligned(value: Any) -> Any:
+    """Return a NumPy array that lies at odd addresses as a copy that does not, and anything else as it is: C does not allow it."""
+    return value.copy() if isinstance(value, np.ndarray) and not value.flags.aligned else value
+
+
 def rows_contiguous(array: Array) -> Array:
     """Return `array` with unit stride along its last axis, copied only if it has another."""
+    array = aligned(array)
     return array if array.strides[-1] == array.itemsize and array.strides[0] % array.itemsize == 0 else np.ascontiguousarray(array)
