@@ -76,7 +76,7 @@ MUTATIONS: list[Mutation] = [
         dp_without_the_mask=("dp_row[j] *= mask[i * KEY_BLOCK + j]", "dp_row[j] *= 1"),
         dv_without_the_mask=("mask[i * KEY_BLOCK + j] *= p_row[j]", "mask[i * KEY_BLOCK + j] = p_row[j]"),
         mask_of_other_keys=("call.key_columns + begin + k0", "call.key_columns + begin"),
-        dq_of_the_last_keys_alone=("keys, dq + panel * PANEL, wide, key_block > 0)", "keys, dq + panel * PANEL, wide, False)"),
+        dq_of_the_last_keys_alone=("width - panel * PANEL, key_block > 0)", "width - panel * PANEL, False)"),
         forward_rescaling_sign=("alpha = exp1(m[i] - top)", "alpha = exp1(top - m[i])"),
         forward_lse_sign=("m[i] + logf(l[i])", "m[i] - logf(l[i])"),
         forward_mask_of_other_keys=("call.key_columns + key_begin + k0", "call.key_columns + key_begin"),
@@ -113,7 +113,7 @@ MUTATIONS: list[Mutation] = [
         "lucid/_ext/gemm.pyx",
         *op_tests("linear"),
         bias_sum_sign=("totals[j] += x[i * stride + j]", "totals[j] -= x[i * stride + j]"),
-        transposed_operand_sign=("y[j * rows + i] = x[i * x_stride + j]", "y[j * rows + i] = -x[i * x_stride + j]"),
+        transposed_operand_sign=("y[j * y_stride + i] = x[i * x_stride + j]", "y[j * y_stride + i] = -x[i * x_stride + j]"),
         packed_columns_zero=(
             "memcpy(out + i * PANEL, b + i * stride, columns * sizeof(float))",
             "memset(out + i * PANEL, 0, columns * sizeof(float))",

@@ -6,7 +6,7 @@ import numpy as np
 
 from lucid._ext import kernels
 from lucid.ops.linear import PackedWeight, column_sum, linear, product, want_weight
-from lucid.ops.op import Array, Kernel, Op, want, want_ids
+from lucid.ops.op import Array, Kernel, Op, empty, want, want_ids
 from lucid.threads import get_num_threads, threads_for
 
 # Above this, keeping candidates sorted by insertion costs more than sorting whole rows of logits.
@@ -59,8 +59,8 @@ def _cross_entropy_backward(saved: tuple[Any, ...], d_losses: Array) -> tuple[An
     want("decoder_cross_entropy", "d_losses", d_losses, np.float32, lse.shape)
     row_major = weight.unpack() if isinstance(weight, PackedWeight) else weight
     d_x = np.zeros(x.shape, np.float32)
-    d_weight = np.empty(weight.shape, np.float32)
-    d_bias = None if bias is None else np.empty(bias.shape, np.float32)
+    d_weight = empty(weight.shape)
+    d_bias = None if bias is None else empty(bias.shape)
     for begin in range(0, weight.shape[0], _WORDS_AT_ONCE):
         words = slice(begin, begin + _WORDS_AT_ONCE)
         d = linear(x, row_major[words], None if bias is None else bias[words])
@@ -82,7 +82,7 @@ def _top_k(
     x: Array, weight: PackedWeight | Array, bias: Array | None = None, *, k: int, keep: bool
 ) -> tuple[tuple[Array, Array, Array], Any]:
     packed, n_kept = _packed(weight), min(k, _MOST_KEPT)
-    values = np.empty((x.shape[0], n_kept), np.float32)
+    values = empty((x.shape[0], n_kept))
     ids = np.empty((x.shape[0], n_kept), np.int32)
     lse = np.empty(x.shape[0], np.float32)
     kernels.decoder_top_k_forward(
@@ -96,7 +96,7 @@ def _top_k(
         get_num_threads(),
     )
     if k > n_kept:
-        values, ids = np.empty((x.shape[0], k), np.float32), np.empty((x.shape[0], k), np.int32)
+        values, ids = empty((x.shape[0], k)), np.empty((x.shape[0], k), np.int32)
         for begin in range(0, x.shape[0], _ROWS_SORTED_AT_ONCE):
             rows = slice(begin, begin + _ROWS_SORTED_AT_ONCE)
             logits = linear(x[rows], packed, bias)

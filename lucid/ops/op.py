@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from lucid._ext._memory import Memory
 
 Array = Any
 """A NumPy array, or a CuPy array with the same interface."""
@@ -129,6 +132,14 @@ def want_stream(op: str, name: str, stream: int) -> None:
         raise TypeError(f"{op}: {name} must be an integer, not {type(stream).__name__}")
     if not 0 <= stream < 1 << 32:
         raise ValueError(f"{op}: {name} must lie in [0, 2**32), not {stream}")
+
+
+def empty(shape: tuple[int, ...]) -> Array:
+    """Return a float32 array on the CPU whose values are not set: aligned to cache lines, its memory used before if it can be."""
+    size = math.prod(shape)
+    if size == 0:
+        return np.empty(shape, np.float32)
+    return np.frombuffer(Memory(4 * size), np.float32).reshape(shape)  # type: ignore[call-overload]
 
 
 def rows_contiguous(array: Array) -> Array:
