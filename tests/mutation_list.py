@@ -116,7 +116,7 @@ MUTATIONS: list[Mutation] = [
             "memcpy(out + i * PANEL, b + i * stride, columns * sizeof(float))",
             "memcpy(out + i * PANEL, b + i * stride, columns * sizeof(float))\n        out[i * PANEL] = -out[i * PANEL]",
         ),
-        packed_rows_sign=("out[i * PANEL + j] = w[j * stride + i]", "out[i * PANEL + j] = -w[j * stride + i]"),
+        a_packed_row_lost=("transpose(w, stride, columns, k, out, PANEL)", "transpose(w, stride, columns - 1, k, out, PANEL)"),
         packed_columns_zero=(
             "memcpy(out + i * PANEL, b + i * stride, columns * sizeof(float))",
             "memset(out + i * PANEL, 0, columns * sizeof(float))",
