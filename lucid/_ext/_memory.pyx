@@ -25,9 +25,14 @@ cdef extern from *:
     """
     void *aligned_memory(size_t n_bytes) noexcept
 
+cdef extern from "Python.h":
+    int PyTraceMalloc_Track(unsigned int domain, size_t pointer, size_t n_bytes)
+    int PyTraceMalloc_Untrack(unsigned int domain, size_t pointer)
+
 cdef enum:
     MOST_KEPT = 16             # blocks that wait for a new owner
     MOST_BYTES_KEPT = 128 << 20
+    TRACE_DOMAIN = 0x6c756369  # by which tracemalloc knows this memory, while an array owns it
 
 # The waiting blocks, oldest first. Touched with the GIL held.
 cdef void* kept_blocks[MOST_KEPT]
@@ -66,16 +71,18 @@ cdef class Memory:
         if best >= 0:
             self.n_reserved = kept_bytes[best]
             self.block = take_block(best)
-            return
-        self.n_reserved = max(n_bytes, <size_t> 64)
-        self.block = aligned_memory(self.n_reserved)
-        if self.block is NULL:
-            raise MemoryError(f"no memory for {n_bytes} bytes")
+        else:
+            self.n_reserved = max(n_bytes, <size_t> 64)
+            self.block = aligned_memory(self.n_reserved)
+            if self.block is NULL:
+                raise MemoryError(f"no memory for {n_bytes} bytes")
+        PyTraceMalloc_Track(TRACE_DOMAIN, <size_t> self.block, n_bytes)
 
     def __dealloc__(self):
         global n_kept, total_kept
         if self.block is NULL:
             return
+        PyTraceMalloc_Untrack(TRACE_DOMAIN, <size_t> self.block)
         if self.n_reserved > MOST_BYTES_KEPT:
             free(self.block)
             return
