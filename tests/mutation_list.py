@@ -61,7 +61,7 @@ MUTATIONS: list[Mutation] = [
         dv_sign=("mask[i * KEY_BLOCK + j] *= p_row[j]", "mask[i * KEY_BLOCK + j] *= -p_row[j]"),
         dv_without_the_mask=("mask[i * KEY_BLOCK + j] *= p_row[j]", "mask[i * KEY_BLOCK + j] = p_row[j]"),
         mask_of_other_keys=("call.key_columns + begin + k0", "call.key_columns + begin"),
-        dq_of_the_last_keys_alone=("keys, dq + panel * PANEL, wide, key_block > 0)", "keys, dq + panel * PANEL, wide, False)"),
+        dq_of_the_last_keys_alone=("width - panel * PANEL, key_block > 0)", "width - panel * PANEL, False)"),
         scale_of_the_gradient_sign=("call.scale = scale\n    call.out = NULL", "call.scale = -scale\n    call.out = NULL"),
         forward_rescaling_sign=("alpha = exp1(m[i] - top)", "alpha = exp1(top - m[i])"),
         forward_lse_sign=("m[i] + <float> log1(l[i])", "m[i] - <float> log1(l[i])"),
@@ -111,12 +111,12 @@ MUTATIONS: list[Mutation] = [
         "lucid/_ext/gemm.pyx",
         *op_tests("linear"),
         bias_sum_sign=("totals[j] += x[i * stride + j]", "totals[j] -= x[i * stride + j]"),
-        transposed_operand_sign=("y[j * rows + i] = x[i * x_stride + j]", "y[j * rows + i] = -x[i * x_stride + j]"),
+        transposed_operand_sign=("y[j * y_stride + i] = x[i * x_stride + j]", "y[j * y_stride + i] = -x[i * x_stride + j]"),
         packed_columns_sign=(
             "memcpy(out + i * PANEL, b + i * stride, columns * sizeof(float))",
             "memcpy(out + i * PANEL, b + i * stride, columns * sizeof(float))\n        out[i * PANEL] = -out[i * PANEL]",
         ),
-        packed_rows_sign=("out[i * PANEL + j] = w[j * stride + i]", "out[i * PANEL + j] = -w[j * stride + i]"),
+        a_packed_row_lost=("transpose(w, stride, columns, k, out, PANEL)", "transpose(w, stride, columns - 1, k, out, PANEL)"),
         packed_columns_zero=(
             "memcpy(out + i * PANEL, b + i * stride, columns * sizeof(float))",
             "memset(out + i * PANEL, 0, columns * sizeof(float))",

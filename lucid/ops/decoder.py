@@ -6,7 +6,7 @@ import numpy as np
 
 from lucid._ext import kernels
 from lucid.ops.linear import PackedWeight, column_sum, linear, product, want_weight
-from lucid.ops.op import Array, Kernel, Op, want, want_ids
+from lucid.ops.op import Array, Kernel, Op, empty, want, want_ids
 from lucid.ops.total import total
 from lucid.threads import get_num_threads, threads_for
 
@@ -79,8 +79,8 @@ def _cross_entropy_backward(saved: tuple[Any, ...], d_losses: Array) -> tuple[An
     want("decoder_cross_entropy", "d_losses", d_losses, np.float32, lse.shape)
     d_losses = np.ascontiguousarray(d_losses)
     row_major = weight.unpack() if isinstance(weight, PackedWeight) else weight
-    d_x, d_weight = np.empty(x.shape, np.float32), np.empty(weight.shape, np.float32)
-    d_bias = None if bias is None else np.empty(bias.shape, np.float32)
+    d_x, d_weight = empty(x.shape), empty(weight.shape)
+    d_bias = None if bias is None else empty(bias.shape)
     for words in _word_blocks(weight.shape[0]):
         d = linear(x, weight, bias, columns=(words.start, words.stop))
         kernels.cross_entropy_backward(d, labels, lse, d_losses, words.start, d, threads_for(d.size))
@@ -103,7 +103,7 @@ def _loss(
         return total(decoder_cross_entropy(x, weight, bias, labels=labels), divisor=divisor), None
     labels = np.ascontiguousarray(labels)
     row_major = weight.unpack() if isinstance(weight, PackedWeight) else weight
-    losses, d_x = np.empty(len(labels), np.float32), np.empty(x.shape, np.float32)
+    losses, d_x = np.empty(len(labels), np.float32), empty(x.shape)
     d_weight = None if isinstance(weight, PackedWeight) else np.zeros(weight.shape, np.float32)  # panels are constants
     d_bias = None if bias is None else np.zeros(bias.shape, np.float32)
     for begin in range(0, len(labels), _ROWS_AT_ONCE):
@@ -122,7 +122,7 @@ def _logits(
     x: Array, weight: PackedWeight | Array, bias: Array | None, labels: Array, losses: Array
 ) -> tuple[list[tuple[slice, Array]], Array]:
     """Return the logits of some rows by blocks of words, and log(sum exp); fill `losses`."""
-    sums = np.empty((len(x), -(-weight.shape[0] // kernels.vocabulary_block), 2), np.float32)
+    sums = empty((len(x), -(-weight.shape[0] // kernels.vocabulary_block), 2))
     lse = np.empty(len(x), np.float32)
     blocks = []
     for words in _word_blocks(weight.shape[0]):
@@ -151,7 +151,7 @@ def _top_k(
     x: Array, weight: PackedWeight | Array, bias: Array | None = None, *, k: int, keep: bool
 ) -> tuple[tuple[Array, Array, Array], Any]:
     packed, n_kept = _packed(weight), min(k, _MOST_KEPT)
-    values = np.empty((x.shape[0], n_kept), np.float32)
+    values = empty((x.shape[0], n_kept))
     ids = np.empty((x.shape[0], n_kept), np.int32)
     lse = np.empty(x.shape[0], np.float32)
     kernels.decoder_top_k_forward(
@@ -165,7 +165,7 @@ def _top_k(
         get_num_threads(),
     )
     if k > n_kept:
-        values, ids = np.empty((x.shape[0], k), np.float32), np.empty((x.shape[0], k), np.int32)
+        values, ids = empty((x.shape[0], k)), np.empty((x.shape[0], k), np.int32)
         for begin in range(0, x.shape[0], _ROWS_SORTED_AT_ONCE):
             rows = slice(begin, begin + _ROWS_SORTED_AT_ONCE)
             logits = linear(x[rows], packed, bias)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from lucid._ext._memory import Memory
 
 Array = Any
 """A NumPy array, or a CuPy array with the same interface."""
@@ -137,6 +140,14 @@ def want_stream(op: str, name: str, stream: int) -> None:
 def aligned(value: Any) -> Any:
     """Return a NumPy array that lies at odd addresses as a copy that does not, and anything else as it is: C does not allow it."""
     return value.copy() if isinstance(value, np.ndarray) and not value.flags.aligned else value
+
+
+def empty(shape: tuple[int, ...]) -> Array:
+    """Return a float32 array on the CPU whose values are not set: aligned to cache lines, its memory used before if it can be."""
+    size = math.prod(shape)
+    if size == 0:
+        return np.empty(shape, np.float32)
+    return np.frombuffer(Memory(4 * size), np.float32).reshape(shape)  # type: ignore[call-overload]
 
 
 def rows_contiguous(array: Array) -> Array:
