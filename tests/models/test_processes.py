@@ -109,8 +109,9 @@ def _child(context: BaseContext, call: Callable[..., Any], *arguments: Any) -> I
     sender.close()
     try:
         yield receiver
-    finally:
         process.join(TIMEOUT_S)
+        assert process.exitcode == 0
+    finally:
         process.kill()
         process.join()
         receiver.close()
