@@ -173,9 +173,9 @@ class Runner:
         for name, call in (("lucid", "-m lucid.cli"), ("python", "")):
             (bin_folder / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {call} "$@"\n')
             (bin_folder / name).chmod(0o755)
-        kept = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
         environment = {
-            **kept,
+            **os.environ,
+            "PYTHONWARNINGS": "ignore::DeprecationWarning",  # of fork, from Python 3.12 on: the page tells of it
             "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             "LUCID_MODEL": "DIR",
