@@ -20,7 +20,7 @@ class AttentionDropout:
     p : float in [0, 1). Probability that a probability becomes 0; the others are divided by 1 - p.
     seed : int. Philox key.
     stream : int. Last word of the counter, from `lucid.random.stream`.
-    query_columns : array, int32, shape (P,). Where in its text a query's token stands.
+    query_columns : array, int32, shape (P,). Which token of its sequence a query is, padding not counted.
     key_columns : array, int32, shape (T,)
     examples : array, int32, shape (B,)
 

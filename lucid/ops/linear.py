@@ -146,16 +146,16 @@ def _backward(saved: tuple[Any, ...], d_y: Array) -> tuple[Any, ...]:
     return d_x, d_weight, d_bias, d_residual
 
 
-def product(a: Array, b: Array, *, transpose_a: bool = False, out: Array | None = None) -> Array:
-    """Return A . B, or Aᵀ . B, for row-major float32 arrays; with `out` it is added to that."""
+def product(a: Array, b: Array, *, transpose_a: bool = False, out: Array | None = None, add: bool = False) -> Array:
+    """Return A . B, or Aᵀ . B, for row-major float32 arrays; written to `out`, or with `add` added to it."""
     panels = np.empty((-(-b.shape[1] // kernels.panel_width), b.shape[0], kernels.panel_width), np.float32)
     kernels.pack_columns(rows_contiguous(b), panels, threads_for(b.size))
-    is_added = out is not None
-    n_rows = a.shape[1] if transpose_a else a.shape[0]
     if out is None:
-        out = np.zeros((n_rows, b.shape[1]), np.float32) if b.shape[0] == 0 else np.empty((n_rows, b.shape[1]), np.float32)
+        out = np.empty((a.shape[1] if transpose_a else a.shape[0], b.shape[1]), np.float32)
     if b.shape[0]:
-        kernels.gemm(rows_contiguous(a), panels, None, None, out, 0, 0, transpose_a, is_added, get_num_threads())
+        kernels.gemm(rows_contiguous(a), panels, None, None, out, 0, 0, transpose_a, add, get_num_threads())
+    elif not add:
+        out[...] = 0  # a sum of nothing
     return out
 
 

@@ -21,10 +21,12 @@ class Kernel:
     forward : ``(*arrays, keep, **params) -> (out, saved)``. Without `keep` nothing is saved.
     backward : ``(saved, d_out) -> gradients``, one per array, None for one without; or None where no gradient
         is defined
+    is_fresh : whether the arrays that backward returns are new and nobody else's, so that others may be added into them
     """
 
     forward: Callable[..., tuple[Any, Any]]
     backward: Callable[..., Any] | None
+    is_fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)

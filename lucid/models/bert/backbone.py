@@ -123,7 +123,7 @@ class BERTAttention(Module):
     def _dropout(self, asked: PackedBatch, batch: PackedBatch) -> AttentionDropout | None:
         if not self.training or self.p_dropout == 0 or batch.seed is None:
             return None
-        return AttentionDropout(self.p_dropout, batch.seed, self.stream, asked.columns, batch.columns, batch.examples)
+        return AttentionDropout(self.p_dropout, batch.seed, self.stream, asked.places, batch.places, batch.examples)
 
     def extra_repr(self) -> str:
         """Return the number of heads and the dropout of the probabilities."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from lucid.autograd import apply, is_grad_enabled
 from lucid.device import Device
-from lucid.models.bert.packing import TokenRows, by_tokens, pack_lists
+from lucid.models.bert.packing import PackedBatch, TokenRows, by_tokens, pack_lists
 from lucid.ops.reshape import reshape
 from lucid.ops.rows import scatter_rows
 from lucid.ops.total import total
@@ -89,7 +89,8 @@ class TextMethods:
         asked = np.flatnonzero(labels != ignore_index)
         first_asked = np.searchsorted(asked, starts)
 
-        def losses_of(group: Sequence[int]) -> Tensor:
+        def of(group: Sequence[int]) -> tuple[PackedBatch, TokenRows, Any]:
+            """Return a group of texts, where its labels are, and the labels."""
             batch = pack_lists(
                 self.config,
                 [masked[starts[i] : starts[i + 1]] for i in group],
@@ -101,15 +102,18 @@ class TextMethods:
             row_starts = np.concatenate([[0], np.cumsum([len(places) for places in own])])
             index = [places - starts[i] + batch.starts[b] for b, (i, places) in enumerate(zip(group, own, strict=True))]
             rows = TokenRows(_joined(index).astype(np.int32), row_starts.astype(np.int32))
-            return self.losses_of(batch, rows, labels[_joined(own)].astype(np.int32))  # type: ignore[no-any-return]
+            return batch, rows, labels[_joined(own)].astype(np.int32)
 
         if self.training and is_grad_enabled():
-            losses = losses_of(range(len(lengths)))
+            whole = of(range(len(lengths)))
+            if reduction is not None:
+                return self.loss_of(*whole, reduction)  # type: ignore[no-any-return]
+            losses = self.losses_of(*whole)
         else:
             values = np.empty(len(asked), np.float32)
             for group in by_tokens(lengths.tolist()):
                 places = _joined([np.arange(first_asked[i], first_asked[i + 1]) for i in group])
-                values[places] = losses_of(group).array
+                values[places] = self.losses_of(*of(group)).array
             losses = Tensor(values)
         if reduction is not None:
             return apply(total, losses, divisor=max(1, len(asked)) if reduction == "mean" else 1)  # type: ignore[no-any-return]
