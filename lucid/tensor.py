@@ -50,10 +50,12 @@ class Tensor:
     """
 
     __slots__ = ("_array", "_grad", "_is_own_grad", "node", "requires_grad")
+    __array_priority__ = 1000.0  # a NumPy number leaves a product with a tensor to the tensor
 
     def __init__(self, data: Any, dtype: Any = None, device: Device = "cpu", requires_grad: bool = False) -> None:
         check_device(device)
-        self.grad = None
+        self._grad: Any = None
+        self._is_own_grad = False
         self.node: Any = None
         self.requires_grad = requires_grad
         self._array: np.ndarray[Any, Any] | None = as_array(data, dtype)
@@ -72,8 +74,8 @@ class Tensor:
 
     @grad.setter
     def grad(self, value: Any) -> None:
-        self._grad = value
-        self._is_own_grad = False  # the array may be someone else's, too
+        with _accumulating:
+            self._grad, self._is_own_grad = value, False  # the array may be someone else's, too
 
     @property
     def data(self) -> Any:
@@ -141,9 +143,18 @@ class Tensor:
                     self._is_own_grad = True
                 gradient.add_to(self.grad)
 
+    def __copy__(self) -> Tensor:
+        copied = object.__new__(type(self))
+        for kind in type(self).__mro__:
+            for name in getattr(kind, "__slots__", ()):
+                if name != "__weakref__" and hasattr(self, name):
+                    setattr(copied, name, getattr(self, name))
+        copied._is_own_grad = self._is_own_grad = False  # both hold the array now
+        return copied
+
     def __mul__(self, factor: float) -> Tensor:
-        if not isinstance(factor, Real):  # not a Tensor: its gradient would be lost
-            return NotImplemented
+        if not isinstance(factor, Real):  # of anything else the gradient would be lost
+            raise TypeError(f"a tensor can be multiplied by a number, and divided by one, not by a {type(factor).__name__}")
         from lucid.autograd import apply
         from lucid.ops.total import scale
 
@@ -153,7 +164,7 @@ class Tensor:
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> Tensor:
-        return self * (1.0 / divisor) if isinstance(divisor, Real) else NotImplemented  # type: ignore[no-any-return]
+        return self * (1.0 / divisor if isinstance(divisor, Real) else divisor)
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """Return the values as a NumPy array; it shares memory if the tensor is on the CPU."""

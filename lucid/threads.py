@@ -38,7 +38,7 @@ _cgroup_limit = _cgroup_cpus()
 
 
 def in_forked_child(action: Callable[[], None]) -> None:
-    """Have `action` run in every child that this process forks, before anything else."""
+    """Have `action` run in every child that this process forks."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=action)
 
@@ -70,7 +70,7 @@ def set_num_threads(n: int | None) -> None:
 
     Notes
     -----
-    Results do not depend on it, to the bit. A process that was forked after lucid was in use has one thread,
+    Results do not depend on it, to the bit. A process that was forked after lucid was imported has one thread,
     whatever is set here.
     """
     global _chosen

@@ -77,7 +77,7 @@ def _facts(folder_or_hub_id: str) -> tuple[dict[str, Any], list[StoredTensor]]:
     except ValueError as error:
         problem = str(error)
     facts = {
-        "folder": folder_or_hub_id,
+        "folder": str(folder),
         "layers": config.num_hidden_layers,
         "width": config.hidden_size,
         "heads": config.num_attention_heads,

@@ -157,7 +157,7 @@ class AdamW:
 
             Whatever is raised, weights, moments and `n_steps` are as before.
         """
-        _want("divisor", divisor, 0 <= divisor < math.inf, "finite and at least 0")
+        _want("divisor", divisor, divisor == 0 or 1e-300 < divisor < math.inf, "0, or a finite positive number")
         for group in self.groups:  # which their owner may have changed
             _want_rates(group)
         if loss is not None:

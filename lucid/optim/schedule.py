@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 from lucid.optim.adamw import AdamW
@@ -32,6 +33,11 @@ class Schedule:
         self._set(n_warmup, n_steps, decay, final, [group["lr"] for group in optimizer.groups])
 
     def _set(self, n_warmup: int, n_steps: int, decay: str, final: float, peaks: Sequence[float]) -> None:
+        for name, n in (("n_warmup", n_warmup), ("n_steps", n_steps)):
+            if isinstance(n, bool) or not isinstance(n, Integral):
+                raise TypeError(f"Schedule: {name} must be an integer, not {n!r:.60}")
+        if not isinstance(peaks, Sequence) or not all(isinstance(value, Real) for value in (final, *peaks)):
+            raise TypeError(f"Schedule: final must be a number, and peaks a list of numbers, not {final!r:.60} and {peaks!r:.60}")
         if not 0 <= n_warmup <= n_steps or n_steps < 1:
             raise ValueError(f"Schedule: wants 0 <= n_warmup <= n_steps and a step at least, not {n_warmup} and {n_steps}")
         if decay not in _DECAYS:
@@ -40,7 +46,7 @@ class Schedule:
             raise ValueError(f"Schedule: final must lie in [0, 1], not {final}")
         if len(peaks) != len(self.optimizer.groups) or not all(0 <= peak < math.inf for peak in peaks):
             raise ValueError(f"Schedule: {len(self.optimizer.groups)} groups want a finite peak of at least 0 each, not {list(peaks)}")
-        self.n_warmup, self.n_steps, self.decay, self.final, self.peaks = n_warmup, n_steps, decay, final, list(peaks)
+        self.n_warmup, self.n_steps, self.decay, self.final, self.peaks = int(n_warmup), int(n_steps), decay, final, list(peaks)
 
     def factor(self, step: int) -> float:
         """Return the share of the peak rate for a step.
@@ -82,6 +88,8 @@ class Schedule:
         ------
         KeyError
             A part is missing.
+        TypeError
+            A part is of the wrong type.
         ValueError
             A part is out of range, or there is not one peak for each group.
         """

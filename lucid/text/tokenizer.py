@@ -233,7 +233,14 @@ class BERTTokenizerFast:
             `input_ids`; `token_type_ids`, 1 from the second text on; `attention_mask`, all 1: what a model takes,
             ``model(**encoded)``; and what else was asked for.
         """
-        template = self._template(add_special_tokens, max_length, truncation, return_special_tokens_mask, return_offsets, return_word_ids)
+        template = self._template(
+            add_special_tokens,
+            max_length,
+            truncation,
+            has_special=return_special_tokens_mask,
+            has_offsets=return_offsets,
+            has_word_ids=return_word_ids,
+        )
         encoded = self._encode([text_a], None if text_b is None else [text_b], ("text_a", "text_b"), template)
         return {key: rows[0] for key, rows in encoded.items()}
 
@@ -271,7 +278,14 @@ class BERTTokenizerFast:
         """
         if padding not in (True, False, "max_length"):
             raise ValueError(f'padding is {padding!r}, wanted True, False or "max_length"')
-        template = self._template(add_special_tokens, max_length, truncation, return_special_tokens_mask, return_offsets, return_word_ids)
+        template = self._template(
+            add_special_tokens,
+            max_length,
+            truncation,
+            has_special=return_special_tokens_mask,
+            has_offsets=return_offsets,
+            has_word_ids=return_word_ids,
+        )
         encoded = self._encode(
             listed(texts, "texts"),
             None if pairs is None else listed(pairs, "pairs"),
@@ -346,7 +360,7 @@ class BERTTokenizerFast:
         rows = [template.fill(a, b, names[0].format(place)) for place, (a, b) in enumerate(zip(first, second, strict=True))]
         return {key: [row[key] for row in rows] for key in template.keys}
 
-    def _template(self, add_special_tokens: bool, max_length: int | None, truncation: bool, *further: bool) -> Template:
+    def _template(self, add_special_tokens: bool, max_length: int | None, truncation: bool, **further: bool) -> Template:
         """Check the arguments that say how sequences are laid out."""
         if max_length is not None:
             try:
@@ -359,7 +373,7 @@ class BERTTokenizerFast:
             max_length = self.model_max_length
             if max_length is None:
                 raise ValueError("truncation=True needs max_length=..., since this tokenizer knows no model_max_length")
-        return Template(self.cls_token_id, self.sep_token_id, self._is_special, add_special_tokens, max_length, truncation, *further)
+        return Template(self.cls_token_id, self.sep_token_id, self._is_special, add_special_tokens, max_length, truncation, **further)
 
     def _checked_ids(self, ids: Any, name: str) -> list[int]:
         """Give a sequence or array of ids as a list of ints that exist."""

@@ -1,6 +1,7 @@
 """The tape: when it records, what it refuses, what it adds up, what it lets go."""
 
 import asyncio
+import copy
 import gc
 import itertools
 import threading
@@ -858,3 +859,26 @@ def test_gradcheck_leaves_its_inputs_alone() -> None:
     gradcheck(lambda x: summed(act(x)), x)
     assert x.grad is None
     assert np.array_equal(x.numpy(), before)
+
+
+# Tensors
+
+
+@pytest.mark.parametrize("factor", [2, 2.0, np.float64(2), np.float32(2), np.int64(2)])
+def test_numpys_numbers_leave_products_on_the_tape(factor: Any) -> None:
+    x = Tensor(np.ones(3, np.float32), requires_grad=True)
+    for product in (factor * x, x * factor, x / (1 / factor)):
+        x.grad = None
+        product.backward(np.ones(3))
+        np.testing.assert_array_equal(x.grad, np.full(3, 2.0))
+
+
+def test_a_copy_shares_no_gradient() -> None:
+    x = Tensor(np.ones(3, np.float32), requires_grad=True)
+    for _ in range(2):
+        (x * 3.0).backward(np.ones(3))
+    copied = copy.copy(x)
+    (copied * 3.0).backward(np.ones(3))
+    (x * 3.0).backward(np.ones(3))
+    np.testing.assert_array_equal(copied.grad, np.full(3, 9.0))
+    np.testing.assert_array_equal(x.grad, np.full(3, 9.0))

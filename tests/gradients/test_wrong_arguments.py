@@ -55,9 +55,12 @@ BAD: dict[str, list[Bad]] = {
         (lambda: leaf(3).backward(), RuntimeError, "not recorded"),
         (lambda: (leaf(3) * 2.0).backward(), ValueError, "shape"),
         (lambda: (leaf(3) * 2.0).backward(np.ones(4)), ValueError, r"\(3,\)"),
-        (lambda: leaf(3) * "2", TypeError, "can't multiply"),
-        (lambda: leaf(3) * leaf(3), TypeError, "unsupported operand"),
-        (lambda: leaf(3) / leaf(1), TypeError, "unsupported operand"),
+        (lambda: leaf(3) * "2", TypeError, "not by a str"),
+        (lambda: leaf(3) * leaf(3), TypeError, "not by a Tensor"),
+        (lambda: leaf(3) / leaf(1), TypeError, "not by a Tensor"),
+        (lambda: leaf(3) * np.ones(3), TypeError, "not by a ndarray"),
+        (lambda: np.ones(3) * leaf(3), TypeError, "not by a ndarray"),
+        (lambda: leaf(3) / np.ones(3), TypeError, "not by a ndarray"),
         (lambda: leaf(3).accumulate(np.zeros(4, np.float32)), ValueError, r"\(4,\)"),
     ],
     "backward": [
@@ -134,6 +137,16 @@ BAD: dict[str, list[Bad]] = {
         (lambda: Schedule(AdamW([weight(3)]), 5, 3), ValueError, "n_warmup"),
         (lambda: Schedule(AdamW([weight(3)]), 1, 3, "slow"), ValueError, "decay"),
         (lambda: Schedule(AdamW([weight(3)]), 1, 3).load_state_dict({}), KeyError, "n_warmup"),
+        *(
+            (
+                lambda changes=changes: Schedule(o := AdamW([weight(3)]), 1, 3).load_state_dict(
+                    {**Schedule(o, 1, 3).state_dict(), **changes}
+                ),
+                TypeError,
+                "Schedule: ",
+            )
+            for changes in ({"n_warmup": 1.5}, {"n_steps": "x"}, {"peaks": None}, {"final": "0"})
+        ),
     ],
     "clip_grad_norm": [
         (lambda: clip_grad_norm([weight(3)], 0.0), ValueError, "max_norm"),

@@ -585,6 +585,19 @@ class TestMasking:
         np.testing.assert_array_equal(masked.numpy(), self.IDS)
         assert (labels.numpy() == -100).all()
 
+    def test_padding_anywhere_changes_no_choice(self, model):
+        rng = np.random.default_rng(3)
+        ids = rng.integers(5, model.config.vocab_size, (1, 12))
+        settings = {"mask_token_id": 4, "mlm_probability": 0.5, "seed": 7}
+        masked, labels = model.create_masked_lm_inputs(ids, **settings)
+        wide, is_real = np.zeros((1, 20), np.int64), np.zeros((1, 20), np.int64)
+        cells = [2, 3, 4, 7, 8, 9, 10, 11, 12, 15, 16, 17]
+        wide[0, cells], is_real[0, cells] = ids[0], 1
+        wide_masked, wide_labels = model.create_masked_lm_inputs(wide, is_real, **settings)
+        assert (labels.numpy() != -100).any()
+        np.testing.assert_array_equal(wide_masked.numpy()[:, cells], masked.numpy())
+        np.testing.assert_array_equal(wide_labels.numpy()[:, cells], labels.numpy())
+
     def test_special_tokens_mask(self, model):
         special = (np.random.default_rng(2).random(self.IDS.shape) < 0.5).astype(int)
         _, labels = model.create_masked_lm_inputs(self.IDS, None, special, mask_token_id=7, mlm_probability=1)

@@ -1,4 +1,4 @@
-"""What DESIGN.md promises its users: the examples as they stand there, and every signature of its table."""
+"""The public surface: the examples of its reference page as they stand there, and every signature."""
 
 import dataclasses
 import inspect

@@ -1,4 +1,4 @@
-"""lucid's dropout masks for another framework: Philox in NumPy, by the counter that DESIGN.md and docs/ops/dropout.md name."""
+"""lucid's dropout masks for another framework: Philox in NumPy, by the counter that docs/ops/dropout.md names."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
 """Sentence embeddings against sentence-transformers."""
 
-import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,6 @@ import pytest
 
 from lucid.models import BERT, BERTTokenizerFast
 
-os.environ["HF_HUB_OFFLINE"] = "1"
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 sentence_transformers = pytest.importorskip("sentence_transformers")
@@ -16,6 +15,13 @@ modules = pytest.importorskip("sentence_transformers.sentence_transformer.module
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "a", "mat", "##s", ".", ",", "slept"]
 TEXTS = ["The cat sat on a mat.", "", "cats", "the cats slept, the mats slept, the cat sat. " * 4, "[MASK] sat on unknown."]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _offline() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """lucid's models beside transformers' on the same checkpoints: a trained one, and random ones of many sizes.
 
-The bounds are DESIGN.md's. Attention of the reference is the plain one ("eager"), and only real tokens are compared:
+The bounds are the project's promise. Attention of the reference is the plain one ("eager"), and only real tokens are compared:
 at padding lucid gives zeros and the reference gives what nobody reads. `pytest -rP` shows how close each case came.
 """
 

@@ -1,7 +1,7 @@
 """Training beside transformers' BERT: loss, every gradient, weights after ten steps, the losses on the way; with dropout and without.
 
 The reference draws lucid's masks: `torch.nn.functional.dropout` is replaced while it runs. A mask comes from Philox in NumPy, by
-DESIGN.md's counter, so that both the place of each number and the numbers themselves are checked. Bounds are DESIGN.md's.
+lucid's counter, so that both the place of each number and the numbers themselves are checked. The bounds are the project's promise.
 `pytest -rP` shows how close each case came.
 """
 

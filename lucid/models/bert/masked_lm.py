@@ -253,7 +253,7 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
         masked, labels = self.mask_tokens(
             np.ascontiguousarray(ids).reshape(-1),
             may_mask.reshape(-1),
-            np.tile(np.arange(length, dtype=np.int32), n_sequences),
+            np.maximum(np.cumsum(is_real, axis=1, dtype=np.int32) - 1, 0).reshape(-1),
             np.repeat(np.arange(n_sequences, dtype=np.int32), length),
             mask_token_id=mask_token_id,
             mlm_probability=mlm_probability,
@@ -267,7 +267,7 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
     def mask_tokens(
         self, ids: Any, may_mask: Any, columns: Any, examples: Any, *, seed: int | None = None, **settings: Any
     ) -> tuple[Any, Any]:
-        """Do what `create_masked_lm_inputs` does, for tokens in a row, (T,), of which column and example are said."""
+        """Do what `create_masked_lm_inputs` does, for tokens in a row, (T,), of which place and example are said."""
         return mlm_mask(  # type: ignore[no-any-return]
             ids,
             may_mask=may_mask.astype(np.uint8),
