@@ -1,5 +1,7 @@
 """BERT's tokenizer: text to pieces of words to ids, and back."""
 
+import hashlib
+import json
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
@@ -149,6 +151,24 @@ class BERTTokenizerFast:
     def tokenize(self, text: str) -> list[str]:
         """Split a text into tokens, without [CLS] and [SEP]."""
         return split(self._backend, [text], "text", has_places=False)[0].tokens
+
+    def encode_pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Give the ids of each text's tokens, without [CLS] and [SEP]; several texts in parallel."""
+        return [encoding.ids for encoding in split(self._backend, listed(texts, "texts"), "texts[{}]", has_places=False)]
+
+    @property
+    def continues_word(self) -> np.ndarray[Any, Any]:
+        """For each id whether its token goes on a word, as booleans of shape (vocab_size,)."""
+        prefix = self._backend.model.continuing_subword_prefix
+        return np.array([bool(prefix) and token.startswith(prefix) and token != prefix for token in self._token_of])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides what ids a text has, in hexadecimal; saving and loading keeps it."""
+        rules = json.loads(self._backend.to_str())
+        model = {name: value for name, value in rules["model"].items() if name != "vocab"}
+        parts = [self._token_of, self.all_special_tokens, model, rules["normalizer"], rules["pre_tokenizer"]]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
         """Give the id of a token, or the list of ids of several; an unknown token gets `unk_token_id`."""
