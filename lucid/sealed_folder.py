@@ -99,12 +99,6 @@ class NewFolder:
             yield file
         self._files[name] = {"bytes": file.n_bytes, "sha256": file.sha256}
 
-    def adopt(self, name: str) -> None:
-        """Take in a file that somebody else wrote into the folder."""
-        path = self.path / name
-        flush(path)
-        self._files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-
     def finish(self) -> None:
         """Write the manifest, and read everything again."""
         with HashedFile(self.path / MANIFEST) as file:

@@ -19,8 +19,6 @@ def make(target, **facts):
             file.write(np.arange(100, dtype=np.float32))
         with new.open("empty"):
             pass
-        (new.path / "b.txt").write_text("by somebody else")
-        new.adopt("b.txt")
         new.facts = {"n": 3, **facts}
     return target
 
@@ -28,7 +26,7 @@ def make(target, **facts):
 def test_it_is_there_and_verifies(tmp_path):
     folder = make(tmp_path / "sub" / "x", text="ü", number=0.1)
     assert verify(folder) == {"n": 3, "text": "ü", "number": 0.1}
-    assert sorted(path.name for path in folder.iterdir()) == ["a.bin", "b.txt", "empty", MANIFEST]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.bin", "empty", MANIFEST]
     assert (folder / "a.bin").read_bytes() == b"some " + np.arange(100, dtype="<f4").tobytes()
     assert [path.name for path in folder.parent.iterdir()] == ["x"]
 
@@ -50,7 +48,7 @@ def test_what_raises_inside_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["a.bin", "b.txt", "empty", MANIFEST])
+@pytest.mark.parametrize("name", ["a.bin", "empty", MANIFEST])
 def test_every_change_is_noticed(tmp_path, name):
     folder = make(tmp_path / "x", words="and blanks in text")
     path = folder / name

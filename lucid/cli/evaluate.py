@@ -46,7 +46,7 @@ def evaluate(
     from lucid.training.loop import model_of_run
     from lucid.training.options import PretrainOptions
     from lucid.training.run import check_vocabulary, evaluation_batches
-    from lucid.training.view import make_bar, tokenising_view
+    from lucid.training.view import progress_view
 
     options = PretrainOptions(masking=masking, mask_share=mask_share)
     options.mask_settings()
@@ -61,13 +61,13 @@ def evaluate(
         raise FileNotFoundError(f"{folder} has no tokenizer: copy the one that it was trained with there")
     check_vocabulary(tokenizer, loaded.config, max_length, str(folder))
     with tempfile.TemporaryDirectory(prefix="lucid-") as cache:
-        with tokenising_view(sum(source.path.stat().st_size for source in sources)) as progress:
+        with progress_view("tokenise", sum(source.path.stat().st_size for source in sources)) as progress:
             corpus = prepare_corpus(sources, tokenizer, cache, field=field, progress=progress)
         batches = evaluation_batches(corpus, tokenizer, max_length, options)
         n_batches = None if tokens is None else math.ceil(tokens / batches.n_tokens)
-        with make_bar("{task.completed:,.0f} examples") as bar:
-            task = bar.add_task("evaluate", total=None if n_batches is not None else len(batches.examples))
-            found = evaluate(loaded, batches, n_batches=n_batches, progress=lambda n: bar.update(task, advance=n))
+        n_examples = None if n_batches is not None else len(batches.examples)
+        with progress_view("evaluate", n_examples, "examples") as progress:
+            found = evaluate(loaded, batches, n_batches=n_batches, progress=lambda n: progress(n, n))
     assert found is not None
     if as_json:
         print(to_json({"model": str(folder), **asdict(found)}))

@@ -30,26 +30,13 @@ def train_tokenizer(
     [cyan]lucid train-tokenizer 'news-*.jsonl.gz' --field body --cased --out tokenizer[/cyan]
     """
     from lucid.data import check_sources, find_sources
-    from lucid.data.sources import open_lines
+    from lucid.data.sources import TextLines
     from lucid.text.training import train_tokenizer
 
     sources = find_sources(files)
     check_sources(sources, field)
     if any((out / name).exists() for name in ("tokenizer.json", "vocab.txt")):
         raise FileExistsError(f"{out} holds a tokenizer already: choose another --out, or remove it")
-    wrong: list[Exception] = []
-
-    def lines() -> object:
-        try:
-            for source in sources:
-                with open_lines(source, field) as (found, _):
-                    for line in found:
-                        yield line.text
-        except (ValueError, OSError) as error:  # the library would hide it
-            wrong.append(error)
-
-    tokenizer = train_tokenizer(lines(), vocab_size, lowercase=not cased, min_frequency=min_frequency)  # type: ignore[arg-type]
-    if wrong:
-        raise wrong[0]
+    tokenizer = train_tokenizer(TextLines(sources, field), vocab_size, lowercase=not cased, min_frequency=min_frequency)
     tokenizer.save_pretrained(out)
     print(f"{tokenizer.vocab_size:,} words in {out}")

@@ -8,7 +8,7 @@ import json
 import lzma
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +150,25 @@ def open_lines(source: Source, field: str = "text") -> Iterator[tuple[Iterator[L
         yield _documents(texts), file
 
 
+class TextLines:
+    """The texts of all lines of some sources; they can be iterated again and again.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+    field : str. Of JSON lines, the text.
+    """
+
+    def __init__(self, sources: Sequence[Source], field: str = "text") -> None:
+        self.sources, self.field = sources, field
+
+    def __iter__(self) -> Iterator[str]:
+        for source in self.sources:
+            with open_lines(source, self.field) as (lines, _):
+                for line in lines:
+                    yield line.text
+
+
 def _bare_name(path: Path) -> str:
     """Return a file's name without the ending that says how it is compressed, in lower case."""
     name = path.name.lower()
@@ -175,8 +194,37 @@ def _decompressed(path: Path, file: BinaryIO) -> IO[bytes]:
             import zstandard
         except ImportError:
             raise ImportError(f"{path}: reading .zst needs zstandard: pip install 'lucid-bert[train]', or unpack the file") from None
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=False))
+        return io.BufferedReader(_ZstdReader(file, zstandard.ZstdDecompressor()))
     return file
+
+
+class _ZstdReader(io.RawIOBase):
+    """Reads all frames of a file; the library's own reader takes a file that was cut short for a whole one."""
+
+    def __init__(self, file: BinaryIO, decompressor: Any) -> None:
+        self._file, self._decompressor = file, decompressor
+        self._frame: Any = None
+        self._unread, self._ready = b"", b""
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` with what is unpacked; 0 at the end."""
+        while not self._ready:
+            self._unread = self._unread or self._file.read(1 << 17)
+            if not self._unread:
+                if self._frame is not None:
+                    raise EOFError("the file was cut short")
+                return 0
+            self._frame = self._frame or self._decompressor.decompressobj()
+            self._ready, self._unread = self._frame.decompress(self._unread), b""
+            if self._frame.eof:
+                self._unread, self._frame = self._frame.unused_data, None
+        n = min(len(buffer), len(self._ready))
+        buffer[:n], self._ready = self._ready[:n], self._ready[n:]
+        return n
 
 
 def _decompression_errors() -> tuple[type[Exception], ...]:

@@ -5,6 +5,7 @@ import json
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer
 
 from lucid.text.pieces import listed, split
 from lucid.text.template import Template, pad
-from lucid.text.tokenizer_files import read_folder, write_folder
+from lucid.text.tokenizer_files import folder_files, read_folder
 from lucid.text.vocabulary import SpecialTokens, build_backend, finish_backend, read_vocab_file
 
 
@@ -137,7 +138,14 @@ class BERTTokenizerFast:
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `vocab.txt`, `tokenizer.json` and `tokenizer_config.json`; lucid and transformers load the folder."""
-        write_folder(folder, self._backend, self._special, self.model_max_length)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.to_files().items():
+            (folder / name).write_bytes(content)
+
+    def to_files(self) -> dict[str, bytes]:
+        """Give what `save_pretrained` writes: the contents of its files, by name."""
+        return folder_files(self._backend, self._special, self.model_max_length)
 
     def __repr__(self) -> str:
         """Give the class, the size and the normaliser."""

@@ -76,19 +76,15 @@ class Checkpoints:
         if n_done:
             gradients = {path: p.grad for path, p in model.named_parameters() if p.grad is not None}
             tensors |= {f"gradient.{path}": np.ascontiguousarray(gradient) for path, gradient in gradients.items()}
+        config = json.dumps(config_json(model.config, model.architecture), indent=2) + "\n"
+        texts = {"config.json": config.encode(), **({} if model.tokenizer is None else model.tokenizer.to_files())}
         with seal(target) as new:
-            with new.open("model.safetensors") as file:
-                write_safetensors(file, foreign_tensors(model))
-            with new.open("config.json") as file:
-                file.write((json.dumps(config_json(model.config, model.architecture), indent=2) + "\n").encode())
-            with new.open(_STATE_FILE) as file:
-                write_safetensors(file, tensors)
-            if model.tokenizer is not None:
-                before = {path.name for path in new.path.iterdir()}
-                model.tokenizer.save_pretrained(new.path)
-                for path in sorted(new.path.iterdir()):
-                    if path.name not in before:
-                        new.adopt(path.name)
+            for name, arrays in (("model.safetensors", foreign_tensors(model)), (_STATE_FILE, tensors)):
+                with new.open(name) as file:
+                    write_safetensors(file, arrays)
+            for name, content in texts.items():
+                with new.open(name) as file:
+                    file.write(content)
             new.facts = {
                 "format": FORMAT,
                 "n_steps": state["n_steps"],

@@ -21,7 +21,7 @@ from lucid.optim import AdamW, Schedule
 from lucid.optim.adamw import default_groups
 from lucid.training.options import SIZES, PretrainOptions
 from lucid.training.trainer import Trainer
-from lucid.training.view import tokenising_view
+from lucid.training.view import progress_view
 
 # Of the masks and the order of an evaluation: the same for every run, so that figures compare.
 EVALUATION_SEED = 15
@@ -162,7 +162,7 @@ def _tokenizer_and_config(options: PretrainOptions) -> tuple[BERTTokenizerFast, 
 
 
 def _corpus(sources: Sequence[Any], tokenizer: BERTTokenizerFast, cache: Path, field: str) -> Corpus:
-    with tokenising_view(sum(source.path.stat().st_size for source in sources)) as progress:
+    with progress_view("tokenise", sum(source.path.stat().st_size for source in sources)) as progress:
         return prepare_corpus(sources, tokenizer, cache, field=field, progress=progress)
 
 

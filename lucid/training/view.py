@@ -88,20 +88,20 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def tokenising_view(n_bytes: int) -> Iterator[Callable[[int, int], None]]:
-    """Give what `prepare_corpus` reports its progress to; on a terminal a bar on stderr shows it."""
+def progress_view(description: str, size: int | None, noun: str = "tokens") -> Iterator[Callable[[int, int], None]]:
+    """Give a function to report progress to, as a part of `size` and in things; on a terminal a bar on stderr shows it."""
     if not sys.stderr.isatty():
-        yield lambda n_read, n_pieces: None
+        yield lambda n_read, n_things: None
         return
     with make_bar("{task.fields[figures]}") as bar:
-        task = bar.add_task("tokenise", total=n_bytes, figures="")
+        task = bar.add_task(description, total=size, figures="")
         total = 0
 
-        def advance(n_read: int, n_pieces: int) -> None:
+        def advance(n_read: int, n_things: int) -> None:
             nonlocal total
-            total += n_pieces
+            total += n_things
             elapsed = max(bar.tasks[0].elapsed or 0.0, 1e-3)
-            bar.update(task, advance=n_read, figures=f"{total:,} tokens  {total / elapsed:,.0f}/s")
+            bar.update(task, advance=n_read, figures=f"{total:,} {noun}  {total / elapsed:,.0f}/s")
 
         yield advance
 

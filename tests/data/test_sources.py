@@ -37,6 +37,8 @@ class TestReading:
         half = TEXT.encode()[:20], TEXT.encode()[20:]
         path.write_bytes(compress(half[0]) + compress(half[1]))  # several streams make one text
         assert lines_of(path) == LINES
+        path.write_bytes(compress(TEXT.encode() * 10_000))
+        assert len(lines_of(path)) == 40_000
         path.write_bytes(compress(TEXT.encode() * 100)[:-30])
         with pytest.raises(FormatError, match=rf"a.txt{suffix}: line \d+ cannot be unpacked"):
             lines_of(path)
