@@ -204,7 +204,7 @@ class _ZstdReader(io.RawIOBase):
     def __init__(self, file: BinaryIO, decompressor: Any) -> None:
         self._file, self._decompressor = file, decompressor
         self._frame: Any = None
-        self._unread, self._ready = b"", b""
+        self._unread, self._ready = b"", memoryview(b"")
 
     def readable(self) -> bool:
         """Return True."""
@@ -219,7 +219,7 @@ class _ZstdReader(io.RawIOBase):
                     raise EOFError("the file was cut short")
                 return 0
             self._frame = self._frame or self._decompressor.decompressobj()
-            self._ready, self._unread = self._frame.decompress(self._unread), b""
+            self._ready, self._unread = memoryview(self._frame.decompress(self._unread)), b""
             if self._frame.eof:
                 self._unread, self._frame = self._frame.unused_data, None
         n = min(len(buffer), len(self._ready))

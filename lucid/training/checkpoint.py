@@ -8,8 +8,11 @@ is written, and what that promises, is in `lucid.sealed_folder`.
 from __future__ import annotations
 
 import json
+import os
 import re
+import uuid
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,10 +40,12 @@ class Found:
     ----------
     folder : Path
     facts : dict. What its manifest says.
+    damaged : tuple of Path. Newer ones that did not.
     """
 
     folder: Path
     facts: dict[str, Any]
+    damaged: tuple[Path, ...] = ()
 
 
 class Checkpoints:
@@ -108,20 +113,20 @@ class Checkpoints:
         UserWarning
             A newer one does not verify.
         """
-        problems = []
+        problems: dict[Path, str] = {}
         for folder in self._folders():
             try:
                 facts = verify(folder)
                 if facts.get("format") != FORMAT or _key(folder)[0] != facts["n_steps"]:
                     raise FormatError(f"{folder.name} was made by another version of lucid, or renamed")
             except (FormatError, OSError) as error:
-                problems.append(str(error))
+                problems[folder] = str(error)
                 continue
-            for problem in problems:
+            for problem in problems.values():
                 warnings.warn(f"{problem}: going on from {folder.name}", stacklevel=2)
-            return Found(folder, facts)
+            return Found(folder, facts, tuple(problems))
         if problems:
-            raise FormatError(f"no checkpoint in {self.folder} can be used: {'; '.join(problems)}")
+            raise FormatError(f"no checkpoint in {self.folder} can be used: {'; '.join(problems.values())}")
         return None
 
     def keep(self, n: int, best: int | None = None) -> None:
@@ -133,6 +138,11 @@ class Checkpoints:
     def sweep(self) -> None:
         """Remove what interrupted saves left."""
         sweep(self.folder)
+
+    def set_aside(self, damaged: Iterable[Path]) -> None:
+        """Take its name from a damaged checkpoint, so that it neither counts as kept nor stands in a new one's place."""
+        for folder in damaged:
+            os.rename(folder, folder.with_name(f"damaged-{folder.name}-{uuid.uuid4().hex[:8]}"))
 
     def _folders(self) -> list[Path]:
         """Return the folders that bear a checkpoint's name, newest first."""

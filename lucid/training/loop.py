@@ -142,6 +142,7 @@ class _Loop:
                 raise FormatError(f"{out}: text or tokenizer changed since the run began; it cannot be resumed")
             self.trainer = run.trainer(load_model(found))
             restore(self.trainer, found)
+            self.checkpoints.set_aside(found.damaged)
             self.evaluated, self.best = found.facts["evaluated"], found.facts["best"]
         self.saved = self.trainer.n_steps if found is not None and not self.trainer.losses else -1
         self.log.rewind(self.trainer.n_steps, self.evaluated)

@@ -99,8 +99,7 @@ class Trainer:
         lr = self.schedule.step()
         norm = 0.0
         if n_labels:
-            first, last = batches[0].place, batches[-1].end
-            norm = self.optimizer.step(batch=f"examples {first.example} to {last.example} of epoch {first.epoch}")
+            norm = self.optimizer.step(batch=f"from example {self.place.example} of epoch {self.place.epoch} on")
         else:  # nothing was asked, so there is no gradient
             self.optimizer.n_steps += 1
         self.optimizer.zero_grad()

@@ -137,14 +137,21 @@ def test_damage_anywhere_is_noticed(checkpoints, n):
 
 
 def test_a_run_goes_on_from_the_one_before(options, uninterrupted):
-    """The newest checkpoint of a run is damaged: with a warning, it goes on from the one before, to the same end."""
-    shorter = replace(options, save_every=5)
+    """The newest checkpoint of a run is damaged: with a warning, it goes on from the one before, to the same end.
+
+    What is damaged does not count as kept, and is not in the way of the new checkpoint of its step.
+    """
+    shorter = replace(options, save_every=5, keep=2)
     pretrain(shorter)
     out = Path(options.out)
-    assert names(Checkpoints(out / "checkpoints")) == ["step-00000015", "step-00000016"]
+    checkpoints = Checkpoints(out / "checkpoints")
+    assert names(checkpoints) == ["step-00000015", "step-00000016"]
     path = out / "checkpoints" / "step-00000016" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.warns(UserWarning, match="going on from step-00000015"):
-        pretrain(shorter, resume=True)
+        pretrain(replace(shorter, keep=1), resume=True)
+    kept = names(checkpoints)
+    assert kept[0].startswith("damaged-step-00000016-") and kept[1:] == ["step-00000016"]
+    assert checkpoints.newest().folder.name == "step-00000016"
     assert weights(out / "model") == weights(uninterrupted / "model")
     assert losses(out) == [record for record in losses(uninterrupted) if "validation" not in record]

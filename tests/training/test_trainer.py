@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lucid.data import Batch, Place
+from lucid.random import epoch_seed
 from lucid.training.run import put_together
 from lucid.training.trainer import Trainer, pack_batch
 
@@ -70,6 +71,19 @@ def test_packing_is_what_the_model_does_with_padding(run):
     ids, padded_labels, mask = padded([batch])
     wanted = model.get_loss(padded_labels, ids, mask, reduction="sum")
     assert float(model.losses_of(packed, rows, labels).array.sum(dtype=np.float64)) == pytest.approx(float(wanted), rel=1e-6)
+
+
+def test_dropout_is_the_epochs(run):
+    """Each batch runs under the seed of its epoch, and by the numbers of its examples."""
+    for place in (Place(0, 0), Place(3, 0)):
+        model = run.new_model()
+        trainer = run.trainer(model)
+        trainer.place = place
+        trainer.advance()
+        batches = trainer._batches_of_step
+        packed, rows, labels = pack_batch(model, batches[0], seed=epoch_seed(run.options.seed, place.epoch))
+        wanted = model.losses_of(packed, rows, labels).array.sum(dtype=np.float64) / sum(batch.n_labels for batch in batches)
+        assert trainer.losses == [np.float32(wanted)]
 
 
 def test_nothing_is_asked(run):
