@@ -101,9 +101,9 @@ class Masker:
         strategy, p = self.masking.strategy, self.masking.p_choose
         if strategy == "token":
             return token_words(columns, examples, Purpose.MLM_MASK, seed)[:, 0] < _threshold(p)
-        # A word begins where nothing goes on: also after a special token, and at the beginning of an example.
+        # A word begins where nothing goes on: also after a special token, with which every example begins.
         goes_on = self._continues_word[ids] & may_mask
-        goes_on[1:] &= may_mask[:-1] & (examples[1:] == examples[:-1])
+        goes_on[1:] &= may_mask[:-1]
         goes_on[:1] = False
         firsts = np.flatnonzero(~goes_on)
         word_of = np.cumsum(~goes_on) - 1
