@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 P_DROP, P_LABEL = 0.1, 0.15
+MOST_ROWS, MOST_WORDS = 512, 4608  # lucid/ops/decoder.py
 MB = 1e6
 
 
@@ -143,13 +144,13 @@ def measure(which: str, args: argparse.Namespace) -> dict[str, Any]:
             for name, value in zip(seconds, (*parts, sum(parts)), strict=True):
                 seconds[name].append(value)
     marks["peak of the step"] = peak()
-    return {"seconds": seconds, "marks": marks, "loss": float(loss)}
+    return {"seconds": seconds, "marks": marks, "loss": loss.detach().item()}
 
 
 # What lives when
 
 
-def table(batch: int, length: int, layers: int) -> list[tuple[str, str, float]]:
+def table(batch: int, length: int, layers: int, is_recomputed: bool) -> list[tuple[str, str, float]]:
     """Return (what, when it is there, MB) for lucid, from sizes alone."""
     from lucid.models import BERTConfig
 
@@ -171,23 +172,27 @@ def table(batch: int, length: int, layers: int) -> list[tuple[str, str, float]]:
         "after it (x of dense_out)": t * f,
         "sum before the second LayerNorm": t * c + 2 * t,
     }
+    one_layer = sum(a_layer.values())
+    per_layer_kept = t * c if is_recomputed else one_layer
     last = t * c + 2 * t * c + p * (6 * c + 2 * f + h + 4)  # hidden, K and V; of labelled tokens x, Q, context, sums, results
     head = p * (3 * c + c + 4)
+    during = "while a layer is run again" if is_recomputed else f"forward to backward, x {layers - 1}"
     rows = [
         ("weights", "always", weights),
         ("moments m and v", "always, after the first step", 2 * weights),
-        *((f"a layer: {name}", f"forward to backward, x {layers - 1}", size) for name, size in a_layer.items()),
-        ("a layer, together", f"forward to backward, x {layers - 1}", sum(a_layer.values())),
-        ("all layers but the last", "forward to backward", (layers - 1) * sum(a_layer.values())),
+        *((f"a layer: {name}", during, size) for name, size in a_layer.items()),
+        ("a layer, together", during, one_layer),
+        ("all layers but the last", "forward to backward", (layers - 1) * per_layer_kept),
         ("the last layer: keys and values of all, the rest of labelled tokens", "forward to backward", last),
         ("embeddings: sum before the LayerNorm", "forward to backward", t * c + 2 * t),
         ("head: transform of labelled tokens", "forward to backward", head),
-        ("gradient of the word table", "backward to update", v * c),
+        ("gradient of the word table and of the head's result", "loss to update", v * c + v + p * c),
         ("gradients of the rest", "backward to update, layer by layer", weights - v * c),
-        ("gradients of a layer's activations", "within backward of that layer", t * f + 4 * t * c),
+        ("of these, a layer's", "backward to update", per_layer),
+        ("gradients of a layer's activations", "within backward of that layer", 2 * t * f + 3 * t * c),
         ("a weight in panels", "within one product, forward and backward", c * f),
-        ("the vocabulary in panels", "within the loss, forward", v * c),
-        ("logits of 4096 words, their weights in panels twice", "within the loss, backward", p * 4096 + 2 * 4096 * c),
+        (f"logits of labelled tokens, at most {MOST_ROWS}", "within the loss", min(p, MOST_ROWS) * v),
+        (f"{MOST_WORDS} words in panels", "within the loss", MOST_WORDS * c),
     ]
     return [(what, when, 4 * size / MB) for what, when, size in rows]
 
@@ -197,20 +202,23 @@ def peaks(rows: list[tuple[str, str, float]]) -> dict[str, float]:
     size = {what: mb for what, _, mb in rows}
     fixed = size["weights"] + size["moments m and v"]
     kept = sum(mb for what, when, mb in rows if when == "forward to backward")
-    gradients = size["gradient of the word table"] + size["gradients of the rest"]
-    loss = size["logits of 4096 words, their weights in panels twice"]
+    word_table = size["gradient of the word table and of the head's result"]
+    loss = sum(mb for what, when, mb in rows if when == "within the loss")
+    layer = size["gradients of a layer's activations"] + size["a weight in panels"]
+    again = sum(mb for what, when, mb in rows if what == "a layer, together" and when == "while a layer is run again")
+    gradients = word_table + size["gradients of the rest"]
     return {
-        "in the loss, forward": fixed + kept + size["the vocabulary in panels"],
-        "after forward": fixed + kept,
-        "in the loss, backward": fixed + kept + size["gradient of the word table"] + loss,
-        "end of backward: the word table's two gradients meet": fixed + gradients + size["gradient of the word table"],
-        "update": fixed + gradients,
+        "within the loss": fixed + kept + word_table + loss,
+        "after forward": fixed + kept + word_table,
+        "in backward of the layer before the last": fixed + kept + word_table + again + layer,
+        "in backward of the first layer": fixed + gradients - size["of these, a layer's"] + size["a layer, together"] + layer,
+        "end of backward, and update": fixed + gradients,
     }
 
 
 def show_table(args: argparse.Namespace) -> None:
     """Print both."""
-    rows = table(args.batch, args.length, args.layers)
+    rows = table(args.batch, args.length, args.layers, args.recompute)
     print("\n| what | when | MB |\n| --- | --- | --- |")
     for what, when, mb in rows:
         print(f"| {what} | {when} | {mb:.1f} |")

@@ -39,9 +39,9 @@ def evaluate(
 
     import lucid
     from lucid.data import check_sources, find_sources, prepare_corpus
+    from lucid.hub import checkpoint_folder
     from lucid.models import BERTForMaskedLM
-    from lucid.models.checkpoint import read_config
-    from lucid.models.hub import checkpoint_folder
+    from lucid.models.config_file import read_config
     from lucid.training.evaluate import evaluate
     from lucid.training.loop import model_of_run
     from lucid.training.options import PretrainOptions

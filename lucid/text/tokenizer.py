@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from tokenizers import Tokenizer
 
+from lucid.hub import TOKENIZER_FILES, checkpoint_folder
 from lucid.text.pieces import listed, split
 from lucid.text.template import Template, pad
 from lucid.text.tokenizer_files import folder_files, read_folder
@@ -111,15 +112,16 @@ class BERTTokenizerFast:
         self._is_special[self.all_special_ids] = 1
 
     @classmethod
-    def from_pretrained(cls, folder: str | PathLike[str]) -> Self:
-        """Load the tokenizer of a Hugging Face checkpoint folder.
+    def from_pretrained(cls, folder_or_hub_id: str | PathLike[str], *, revision: str | None = None) -> Self:
+        """Load the tokenizer of a Hugging Face checkpoint, from a folder or the hub.
 
         Parameters
         ----------
-        folder : path
+        folder_or_hub_id : path of a folder, or "org/name" on the Hugging Face hub
             Holds `tokenizer.json`, or else `vocab.txt`. Where `tokenizer_config.json` says how to normalise
             (`do_lower_case`, `strip_accents`, `tokenize_chinese_chars`) it overrules `tokenizer.json`, as in
             transformers. Truncation and padding stored in `tokenizer.json` are not taken over: each call says its own.
+        revision : str, optional. Branch, tag or commit on the hub.
 
         Returns
         -------
@@ -128,11 +130,12 @@ class BERTTokenizerFast:
         Raises
         ------
         FileNotFoundError
-            No such folder, or no tokenizer in it.
+            No such folder, no tokenizer in it, or the hub does not give it.
         FormatError
             A ValueError: a file is broken or holds another kind of tokenizer.
         """
         tokenizer = cls.__new__(cls)
+        folder = checkpoint_folder(folder_or_hub_id, revision, files=TOKENIZER_FILES, wanted="tokenizer.json or vocab.txt")
         tokenizer._adopt(*read_folder(folder))
         return tokenizer
 

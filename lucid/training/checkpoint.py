@@ -22,7 +22,8 @@ import numpy as np
 from lucid.data import Place
 from lucid.errors import FormatError
 from lucid.models import BERTForMaskedLM
-from lucid.models.checkpoint import config_json, foreign_tensors
+from lucid.models.checkpoint import foreign_tensors
+from lucid.models.config_file import config_json
 from lucid.models.safetensors_file import SafetensorsFile, write_safetensors
 from lucid.sealed_folder import remove, seal, sweep, verify
 from lucid.training.trainer import Trainer

@@ -14,9 +14,9 @@ import lucid.random
 from lucid.data import Batches, Examples, Masker, check_sources, find_sources, prepare_corpus
 from lucid.data.shards import Corpus
 from lucid.errors import FormatError
+from lucid.hub import checkpoint_folder
 from lucid.models import BERTConfig, BERTForMaskedLM, BERTTokenizerFast
-from lucid.models.checkpoint import read_config
-from lucid.models.hub import checkpoint_folder
+from lucid.models.config_file import read_config
 from lucid.optim import AdamW, Schedule
 from lucid.optim.adamw import default_groups
 from lucid.training.options import SIZES, PretrainOptions

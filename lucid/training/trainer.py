@@ -13,7 +13,7 @@ from lucid.data import Batch, Batches, Place
 from lucid.models import BERTForMaskedLM
 from lucid.models.bert.packing import PackedBatch, TokenRows, pack_lists
 from lucid.ops.total import total
-from lucid.optim import AdamW, NonFiniteError, Schedule
+from lucid.optim import AdamW, Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ class Step:
 class Trainer:
     """A model, its optimizer, and the place in the data that they have come to.
 
-    A step is `n_accumulated` batches: their gradients add up to that of the mean loss over all labels of the step, whose number
-    is known before the first batch runs.
+    A step is `n_accumulated` batches: their gradients, each of the sum over its labels, add up, and are divided by the number of
+    labels of them all. So a step follows the mean over its labels, not the mean of means.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class Trainer:
     Attributes
     ----------
     place : Place. Where the step at hand begins.
-    losses : list of float. What each batch of the step at hand that has run adds to the step's loss.
+    losses : list of float. The sum over the labels of each batch of the step at hand that has run.
 
     Notes
     -----
@@ -92,18 +92,20 @@ class Trainer:
         if not self._batches_of_step:
             self._batches_of_step = self._next_batches()
         batches = self._batches_of_step
-        n_labels = sum(batch.n_labels for batch in batches)
-        self._run(batches[len(self.losses)], n_labels)
+        self._run(batches[len(self.losses)])
         if len(self.losses) < self.n_accumulated:
             return None
         lr = self.schedule.step()
-        norm = 0.0
+        n_labels, norm = sum(batch.n_labels for batch in batches), 0.0
         if n_labels:
-            norm = self.optimizer.step(batch=f"from example {self.place.example} of epoch {self.place.epoch} on")
+            where = f"from example {self.place.example} of epoch {self.place.epoch} on"
+            norm = self.optimizer.step(batch=where, divisor=n_labels)
         else:  # nothing was asked, so there is no gradient
             self.optimizer.n_steps += 1
         self.optimizer.zero_grad()
-        step = Step(self.n_steps, self.place.epoch, math.fsum(self.losses), lr, norm, sum(batch.n_tokens for batch in batches), n_labels)
+        loss = math.fsum(self.losses) / max(1, n_labels)
+        n_tokens = sum(batch.n_tokens for batch in batches)
+        step = Step(self.n_steps, self.place.epoch, loss, lr, norm, n_tokens, n_labels)
         self.place, self.losses, self._batches_of_step = batches[-1].end, [], []
         return step
 
@@ -113,19 +115,16 @@ class Trainer:
             batches.append(self.batches.at(batches[-1].end if batches else self.place))
         return batches
 
-    def _run(self, batch: Batch, n_labels_of_step: int) -> None:
+    def _run(self, batch: Batch) -> None:
         """Add a batch's share to the gradients and to the loss."""
         if not batch.n_labels:
             self.losses.append(0.0)
             return
         packed, rows, labels = pack_batch(self.model, batch, seed=batch.seed)
-        loss = apply(total, self.model.losses_of(packed, rows, labels), divisor=n_labels_of_step)
-        if not math.isfinite(value := float(loss)):
-            where = f"in step {self.n_steps + 1}, batch {len(self.losses) + 1} of {self.n_accumulated}"
-            raise NonFiniteError(
-                f"the loss is {value} {where} (examples {batch.place.example} to {batch.place.example + len(batch.numbers) - 1} in the "
-                f"order of epoch {batch.place.epoch}): no weight was touched. A lower --lr or a longer --warmup may help."
-            )
+        loss = apply(total, self.model.losses_of(packed, rows, labels), divisor=1)
+        first, last = batch.place.example, batch.place.example + len(batch.numbers) - 1
+        where = f"{len(self.losses) + 1} of {self.n_accumulated} (examples {first} to {last} in the order of epoch {batch.place.epoch})"
+        value = self.optimizer.check_loss(loss, batch=where)
         loss.backward()
         self.losses.append(value)
 

@@ -203,6 +203,21 @@ class Outputs:
             self.kernels.cross_entropy_forward(inputs.floats(7, n, scale=9), labels, losses, lse, self.n_threads)
             yield losses, lse
 
+    def logit_sums(self, inputs: Inputs) -> Iterator[Any]:
+        for first_word, n in ((0, 1), (384, 383), (0, 1021), (768, 384)):
+            sums, label_logits = nothing(7, 5, 2), nothing(7)
+            labels = inputs.ints(0, 1921, 7)
+            labels[3] = first_word
+            self.kernels.logit_sums(inputs.floats(7, n, scale=9), labels, first_word, sums, label_logits, self.n_threads)
+            yield sums, label_logits
+
+    def join_sums(self, inputs: Inputs) -> Iterator[Any]:
+        for n_blocks in (1, 3, 80):
+            sums, losses, lse = inputs.floats(7, n_blocks, 2, scale=9), inputs.floats(7), nothing(7)
+            sums[:, :, 1] = 1 + np.abs(sums[:, :, 1])
+            self.kernels.join_sums(sums, losses, lse)
+            yield losses, lse
+
     def cross_entropy_backward(self, inputs: Inputs) -> Iterator[Any]:
         for n in (*WIDTHS, 1021):
             d_logits = nothing(7, n)

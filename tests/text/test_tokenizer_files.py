@@ -218,10 +218,10 @@ class TestRefused:
     def test_nothing_there(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"holds no tokenizer: looked for tokenizer.json and vocab.txt"):
             BERTTokenizerFast.from_pretrained(tmp_path)
-        with pytest.raises(FileNotFoundError, match=r"nowhere does not exist; wanted a folder"):
+        with pytest.raises(FileNotFoundError, match=r"nowhere is no folder: give one that holds tokenizer.json or vocab.txt"):
             BERTTokenizerFast.from_pretrained(tmp_path / "nowhere")
         write(tmp_path, {"vocab.txt": vocab_txt()})
-        with pytest.raises(FileNotFoundError, match=r"vocab.txt is a file; wanted a folder"):
+        with pytest.raises(FileNotFoundError, match=r"vocab.txt is a file, no folder: give one"):
             BERTTokenizerFast.from_pretrained(tmp_path / "vocab.txt")
 
     @pytest.mark.parametrize(

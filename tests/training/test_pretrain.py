@@ -141,7 +141,7 @@ class TestRefusals:
             ({"masking": "letter"}, "masking must be one of"),
             ({"mask_share": 2.0}, "must lie in"),
             ({"size": "huge"}, "--size huge is neither one of tiny, mini, small, medium, base, large nor a config.json"),
-            ({"tokenizer": "nowhere"}, "nowhere does not exist"),
+            ({"tokenizer": "/nowhere/at/all"}, "/nowhere/at/all"),
             ({"data": ("nowhere.txt",)}, r"nowhere\.txt does not exist"),
             ({"validation": ("nowhere.txt",)}, r"nowhere\.txt does not exist"),
         ],
