@@ -321,27 +321,57 @@ class TestSignals:
         assert weights(Path(options.out) / "model") == weights(uninterrupted / "model")
 
 
-@pytest.mark.parametrize("n", [3, pytest.param(int(os.environ.get("LUCID_KILLS", "20")), marks=pytest.mark.slow)])
-def test_killed_at_random_moments(options, uninterrupted, n, tmp_path):
-    """SIGKILL at any moment, as often as it takes, each time with another number of threads: the same bits in the end."""
-    rng = np.random.default_rng(n)
-    given = replace(options, save_every=1)
-    killed = 0
-    for attempt in range(60):
-        with command(*flags(replace(given, threads=1 + attempt % 2)), "--resume") as process:
-            if killed < n:
-                # From before the first file is written to well into the steps.
-                began = Path(options.out, "log.jsonl").exists()
-                time.sleep(float(rng.uniform(0.2, 1.2)) if began else float(rng.uniform(0.5, 2.0)))
+def kill_and_resume(options: PretrainOptions, n_kills: int, most_steps: int) -> int:
+    """Run the command again and again, each time with another number of threads, and kill it `n_kills` times.
+
+    Every fourth time that is at any moment from the start of the process on; else some moments after it has come up to `most_steps`
+    steps further.
+    """
+    rng, n_killed, log = np.random.default_rng(n_kills), 0, Path(options.out, "log.jsonl")
+
+    def n_logged() -> int:
+        return len(log.read_bytes().splitlines()) if log.exists() else 0
+
+    for attempt in range(20 * n_kills):
+        with command(*flags(replace(options, threads=1 + attempt % 3)), "--resume") as process:
+            if n_killed < n_kills:
+                deadline, before = time.monotonic() + (300 if attempt % 4 else float(rng.uniform(0, 2))), n_logged()
+                wanted = before + int(rng.integers(0, most_steps + 1))
+                has_begun = False
+                while process.poll() is None and time.monotonic() < deadline:
+                    has_begun = has_begun or n_logged() != before or before == 0
+                    if has_begun and n_logged() >= wanted and attempt % 4:
+                        time.sleep(float(rng.uniform(0, 0.1)))
+                        break
+                    time.sleep(0.002)
                 process.kill()
-            error = process.communicate(timeout=120)[1]
+            error = process.communicate(timeout=600)[1]
         assert process.returncode in (0, -signal.SIGKILL), error
-        killed += process.returncode == -signal.SIGKILL
+        n_killed += process.returncode == -signal.SIGKILL
         if process.returncode == 0:
             break
+    assert process.returncode == 0 and not list(Path(options.out, "checkpoints").glob("tmp-*"))
+    return n_killed
+
+
+def test_killed_at_random_moments(options, uninterrupted):
+    """SIGKILL at any moment from before the first file is written: the same bits in the end."""
+    assert kill_and_resume(replace(options, save_every=1), 3, 3)
     assert weights(Path(options.out) / "model") == weights(uninterrupted / "model")
     assert losses(Path(options.out)) == [record for record in losses(uninterrupted) if "validation" not in record]
-    assert not list(Path(options.out, "checkpoints").glob("tmp-*"))
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_a_run_of_200_steps(options, tmp_path):
+    """128 wide, dropout, four batches a step: killed LUCID_KILLS (20) times, with 1, 2 and 3 threads in turn."""
+    long = replace(options, size="tiny", steps=200, batch_tokens=256, lr=1e-3, save_every=3)
+    with command(*flags(long)) as process:
+        error = process.communicate(timeout=900)[1]
+    assert process.returncode == 0, error
+    killed, n_kills = replace(long, out=str(tmp_path / "killed")), int(os.environ.get("LUCID_KILLS", "20"))
+    assert kill_and_resume(killed, n_kills, 10) == n_kills
+    assert weights(Path(killed.out) / "model") == weights(Path(long.out) / "model")
+    assert losses(Path(killed.out)) == losses(Path(long.out)) and len(losses(Path(long.out))) == 200
 
 
 class TestCommandLine:
