@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 P_DROP, P_LABEL = 0.1, 0.15
-MOST_ROWS, MOST_WORDS = 512, 4608  # lucid/ops/decoder.py
+MOST_ROWS, MOST_WORDS = 1024, 4608  # lucid/ops/decoder.py
 MB = 1e6
 
 

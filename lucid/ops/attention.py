@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op, empty, rows_contiguous, want, want_stream
+from lucid.ops.op import Array, Kernel, Op, aligned, empty, rows_contiguous, want, want_stream
 from lucid.random import check_seed
 from lucid.threads import get_num_threads
 
@@ -153,8 +153,8 @@ def _dropout_arguments(dropout: AttentionDropout | None) -> tuple[Any, ...]:
     """Return the kernels' arguments for dropout, or for none."""
     if dropout is None:
         return None, None, None, 0, 0, 0.0
-    columns = (np.ascontiguousarray(dropout.query_columns), np.ascontiguousarray(dropout.key_columns))
-    return *columns, np.ascontiguousarray(dropout.examples), dropout.seed, dropout.stream, dropout.p
+    places = (dropout.query_columns, dropout.key_columns, dropout.examples)
+    return *(np.ascontiguousarray(aligned(place)) for place in places), dropout.seed, dropout.stream, dropout.p
 
 
 attention = Op("attention", _check, cpu=Kernel(_forward, _backward), gpu=None)

@@ -53,9 +53,9 @@ def _cross_entropy(x: Array, weight: PackedWeight | Array, bias: Array | None = 
 # Words whose logits are made at once: a multiple of the blocks that a loss is joined of (384) and of the chains of a
 # product (256), so that no sum depends on it.
 _WORDS_AT_ONCE = 4608
-# Rows whose logits `decoder_loss` holds until it has made their gradients, a multiple of a chain as well: at most 63 MB for
+# Rows whose logits `decoder_loss` holds until it has made their gradients, a multiple of a chain as well: at most 125 MB for
 # BERT's 30,522 words, however many rows there are.
-_ROWS_AT_ONCE = 512
+_ROWS_AT_ONCE = 1024
 
 
 def _word_blocks(n_words: int) -> list[slice]:

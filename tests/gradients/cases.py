@@ -39,7 +39,7 @@ U = 2.0**-24
 THREAD_COUNTS = (1, 2, 3, 8)
 
 # Where the kernels cut their sums.
-CHAIN, KEY_BLOCK, QUERY_BLOCK, ROW_LANES, NORM_ROWS, WORDS_AT_ONCE, ROWS_AT_ONCE = 256, 192, 32, 16, 64, 4608, 512
+CHAIN, KEY_BLOCK, QUERY_BLOCK, ROW_LANES, NORM_ROWS, WORDS_AT_ONCE, ROWS_AT_ONCE = 256, 192, 32, 16, 64, 4608, 1024
 
 EXP_ERROR = 1.2e-7
 SLOPE_ERROR = 2.1e-7
@@ -605,7 +605,7 @@ CASES: tuple[Case, ...] = (
     _decoder_loss(1, 1, 1, 3, bias=False),
     _decoder_loss(7, 385, 26, 7, bias=False),
     _decoder_loss(3, 9291, 31, 1),
-    _decoder_loss(512, 385, 5, 512),
+    _decoder_loss(1024, 385, 5, 1024),
     _decoder_loss(1031, 771, 9, 1031),
     _decoder_loss(7, 1021, 768, 100.0),
     _dropout(5, 7, 0.3),

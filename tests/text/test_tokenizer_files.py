@@ -200,7 +200,7 @@ class TestReading:
         content["added_tokens"].append(token)
         loaded = load(tmp_path, tokenizer_json=content)
         assert loaded.all_special_tokens == ["[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]", "<e>"]
-        assert loaded.encode_plus("<e> hello")["special_tokens_mask"] == [1, 1, 0, 1]
+        assert loaded.encode_plus("<e> hello", return_special_tokens_mask=True)["special_tokens_mask"] == [1, 1, 0, 1]
 
     def test_a_special_token_keeps_its_rules(self, tmp_path):
         content = tokenizer_json()

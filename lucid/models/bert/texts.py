@@ -238,7 +238,7 @@ def _encode_segments(model: Any, tokenizer: Any, text_a: Texts, text_b: Texts | 
     seconds = None if text_b is None else listed("text_b", text_b)
     if seconds is not None and len(firsts) != len(seconds):
         raise ValueError(f"text_b has {len(seconds)} texts, text_a has {len(firsts)}")
-    encoded = encode_texts(model, tokenizer, firsts, seconds)
+    encoded = encode_texts(model, tokenizer, firsts, seconds, return_special_tokens_mask=True)
     most = model.config.max_position_embeddings
     want_room(
         model,
