@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -294,6 +295,17 @@ class TestSignals:
         pretrain(given, resume=True)
         assert losses(Path(options.out)) == losses(uninterrupted)
 
+    def test_what_was_evaluated_is_not_evaluated_again(self, options, materials, uninterrupted):
+        """All that came after the checkpoint of step 8, with its evaluation in it, is lost; the log ends as if nothing had been."""
+        given = replace(options, validation=(str(materials / "validation.txt"),), eval_every=4, save_every=8, keep=9)
+        pretrain(given)
+        for folder in Path(options.out, "checkpoints").iterdir():
+            if folder.name > "step-00000008":
+                shutil.rmtree(folder)
+        assert verify(Path(options.out, "checkpoints", "step-00000008"))["evaluated"] == 8
+        pretrain(given, resume=True)
+        assert losses(Path(options.out)) == losses(uninterrupted)
+
     def test_a_second_interrupt_ends_at_once(self):
         from lucid.training.signals import StopSignals
 
@@ -302,6 +314,10 @@ class TestSignals:
             assert stop and stop.received == signal.SIGTERM
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
+        with StopSignals() as stop:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.received == signal.SIGINT  # the first decides the exit code
 
     def test_the_command(self, options, uninterrupted):
         """SIGTERM to the process: a saved checkpoint, one line, exit code 143; the same command line with --resume ends the run."""
