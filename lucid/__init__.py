@@ -9,11 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lucid import data as data
     from lucid import models as models
     from lucid import nn as nn
     from lucid import ops as ops
     from lucid import optim as optim
     from lucid import text as text
+    from lucid import training as training
     from lucid.autograd import enable_grad as enable_grad
     from lucid.autograd import gradcheck as gradcheck
     from lucid.autograd import no_grad as no_grad
@@ -54,7 +56,7 @@ _HOMES = {
     "set_num_threads": "threads",
     "show_config": "threads",
 }
-_ROOMS = ("autograd", "device", "errors", "models", "nn", "ops", "optim", "random", "tensor", "text", "threads")
+_ROOMS = ("autograd", "data", "device", "errors", "models", "nn", "ops", "optim", "random", "tensor", "text", "threads", "training")
 
 
 def __getattr__(name: str) -> Any:

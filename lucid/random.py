@@ -11,6 +11,9 @@ A call that is given ``seed=None`` takes the next call number.
 import os
 import threading
 from enum import IntEnum
+from typing import Any
+
+import numpy as np
 
 from lucid._ext import kernels
 from lucid.threads import in_forked_child
@@ -26,6 +29,9 @@ class Purpose(IntEnum):
     ATTENTION_OUTPUT_DROPOUT = 5
     FEED_FORWARD_DROPOUT = 6
     INITIALISATION = 7
+    EPOCH = 8
+    SHUFFLE = 9
+    MLM_SPAN = 10
 
 
 _lock = threading.Lock()
@@ -99,3 +105,41 @@ def resolve_seed(seed: int | None) -> int:
 def stream(purpose: Purpose, layer: int = 0, epoch: int = 0) -> int:
     """Return the last word of a counter."""
     return (int(purpose) & 0xFF) << 24 | (int(layer) & 0xFF) << 16 | int(epoch) & 0xFFFF
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Return the seed of one pass over the data, for masks, dropout and order; no epoch is too high a number.
+
+    Parameters
+    ----------
+    seed : int, 0 to 2**64 - 1
+    epoch : int, >= 0
+    """
+    low, high, _, _ = kernels.philox_block(epoch & 0xFFFFFFFF, epoch >> 32, 0, stream(Purpose.EPOCH), check_seed(seed))
+    return int(low | high << 32)
+
+
+def token_words(columns: Any, examples: Any, purpose: Purpose, seed: int) -> np.ndarray[Any, Any]:
+    """Return the four random words of each token's own counter, as `mlm_mask` uses them.
+
+    Parameters
+    ----------
+    columns, examples : integers, shape (n,). Which token of which example it is.
+    purpose : Purpose
+    seed : int, 0 to 2**64 - 1
+
+    Returns
+    -------
+    words : array, uint32, shape (n, 4)
+    """
+    low, high = np.uint64(0xFFFFFFFF), np.uint64(32)
+    c0 = np.zeros(len(columns), np.uint64)
+    c1, c2 = np.asarray(columns).astype(np.uint64), np.asarray(examples).astype(np.uint64)
+    c3 = np.full(len(columns), stream(purpose), np.uint64)
+    key = check_seed(seed)
+    k0, k1 = key & 0xFFFFFFFF, key >> 32
+    for _ in range(10):  # _ext/philox.pyx, for arrays
+        p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (p1 >> high) ^ c1 ^ np.uint64(k0), p1 & low, (p0 >> high) ^ c3 ^ np.uint64(k1), p0 & low
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)

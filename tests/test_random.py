@@ -10,7 +10,7 @@ from cases import Rng
 
 from lucid import random
 from lucid._ext import kernels
-from lucid.random import Purpose, check_seed, get_state, manual_seed, resolve_seed, set_state, stream
+from lucid.random import Purpose, check_seed, epoch_seed, get_state, manual_seed, resolve_seed, set_state, stream
 
 ONES = 0xFFFFFFFF
 # Random123's kat_vectors, "philox4x32 10": counter, key, block.
@@ -68,6 +68,9 @@ def test_purposes_keep_their_numbers() -> None:
         ("ATTENTION_OUTPUT_DROPOUT", 5),
         ("FEED_FORWARD_DROPOUT", 6),
         ("INITIALISATION", 7),
+        ("EPOCH", 8),
+        ("SHUFFLE", 9),
+        ("MLM_SPAN", 10),
     ]
 
 
@@ -142,3 +145,11 @@ def test_the_first_seed_is_not_a_constant() -> None:
     seeds = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)}
     assert len(seeds) == 2
     assert random.get_state()[0] >= 0
+
+
+def test_epochs_have_seeds_of_their_own() -> None:
+    seeds = {epoch_seed(seed, epoch) for seed in (0, 1, 2**64 - 1) for epoch in (0, 1, 2, 1 << 16, 1 << 32, (1 << 40) + 1)}
+    assert len(seeds) == 18 and all(0 <= seed < 1 << 64 for seed in seeds)
+    assert epoch_seed(7, 3) == 3860571077284224692  # part of every run
+    with pytest.raises(ValueError, match="a seed is"):
+        epoch_seed(-1, 0)

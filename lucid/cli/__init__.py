@@ -10,8 +10,11 @@ from typer.core import TyperGroup
 
 from lucid.cli.encode import encode
 from lucid.cli.errors import one_line_errors
+from lucid.cli.evaluate import evaluate
 from lucid.cli.fill_mask import fill_mask
 from lucid.cli.info import info
+from lucid.cli.pretrain import pretrain
+from lucid.cli.train_tokenizer import train_tokenizer
 
 
 class _Group(TyperGroup):
@@ -50,8 +53,11 @@ def main(
 
     [cyan]lucid info DIR[/cyan]
 
+    [cyan]lucid pretrain --from DIR --data texts/ --epochs 1 --out run[/cyan]
+
     Exit codes: 0 done; 1 an error, or lines of a stream that have no answer;
-    2 wrong usage; 130 stopped by Ctrl-C; 141 the reader of the output is gone.
+    2 wrong usage; 130 stopped by Ctrl-C; 141 the reader of the output is gone;
+    143 stopped by SIGTERM.
     """
     if version:
         import lucid
@@ -73,3 +79,6 @@ def config() -> None:
 app.command("fill-mask")(fill_mask)
 app.command("info")(info)
 app.command("encode")(encode)
+app.command("train-tokenizer")(train_tokenizer)
+app.command("pretrain")(pretrain)
+app.command("evaluate")(evaluate)

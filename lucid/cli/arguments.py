@@ -19,6 +19,7 @@ File = Annotated[
     Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read texts from FILE, one a line. [dim]- is standard input.[/dim]")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a text.")]
+Field = Annotated[str, typer.Option("--field", help="Of JSON lines, the text.")]
 Threads = Annotated[int | None, typer.Option("--threads", "-t", min=1, max=1024, help="Threads; the default is every CPU allowed.")]
 
 

@@ -39,7 +39,7 @@ def one_line_errors() -> Iterator[None]:
     except OSError as error:
         say(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
         raise typer.Exit(ERROR) from error
-    except (TypeError, ValueError, IndexError, ImportError) as error:
+    except (TypeError, ValueError, IndexError, ImportError, ArithmeticError) as error:
         say(str(error))
         raise typer.Exit(ERROR) from error
     finally:

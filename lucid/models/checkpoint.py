@@ -341,6 +341,18 @@ def _read(parameter: Parameter, names: list[str], stored: Mapping[str, _Stored])
     return out
 
 
+def foreign_tensors(model: Module) -> dict[str, np.ndarray[Any, Any]]:
+    """Return what `model.safetensors` is to hold: the parameters, read-only, under the names that transformers reads."""
+    tensors: dict[str, np.ndarray[Any, Any]] = {}
+    for path, parameter in model.named_parameters():
+        names = foreign_names(path)
+        for name, part in zip(names, np.split(parameter.numpy(), len(names)), strict=True):
+            tensors[_OUTPUT_BIAS if name == _DECODER_BIAS else name] = part
+    if _DECODER_WEIGHT in tensors:  # untied: the reference implementation looks for both names of the bias
+        tensors[_DECODER_BIAS] = tensors[_OUTPUT_BIAS]
+    return tensors
+
+
 def save_folder(model: Module, config: dict[str, Any], folder: Path) -> None:
     """Write `model.safetensors`, with the names that transformers reads, and `config.json`.
 
@@ -355,17 +367,10 @@ def save_folder(model: Module, config: dict[str, Any], folder: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    tensors: dict[str, np.ndarray[Any, Any]] = {}
-    for path, parameter in model.named_parameters():
-        names = foreign_names(path)
-        for name, part in zip(names, np.split(parameter.numpy(), len(names)), strict=True):
-            tensors[_OUTPUT_BIAS if name == _DECODER_BIAS else name] = part
-    if _DECODER_WEIGHT in tensors:  # untied: the reference implementation looks for both names of the bias
-        tensors[_DECODER_BIAS] = tensors[_OUTPUT_BIAS]
     new = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
         try:
-            save_file(tensors, new / _WEIGHTS_FILE, metadata={"format": "pt"})
+            save_file(foreign_tensors(model), new / _WEIGHTS_FILE, metadata={"format": "pt"})
         except SafetensorError as error:
             raise OSError(f"{folder / _WEIGHTS_FILE} cannot be written: {error}") from error
         (new / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

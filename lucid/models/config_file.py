@@ -48,8 +48,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_config(folder: Path, *, add_pooling_layer: bool) -> BERTConfig:
-    """Return the configuration in a folder's `config.json`; unknown keys are ignored.
+def read_config(folder: Path, *, add_pooling_layer: bool, file_name: str = CONFIG_FILE) -> BERTConfig:
+    """Return the configuration in a folder's `config.json`, or a file of another name; unknown keys are ignored.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def read_config(folder: Path, *, add_pooling_layer: bool) -> BERTConfig:
     FormatError
         It describes no BERT, or a BERT that lucid does not run.
     """
-    path = folder / CONFIG_FILE
+    path = folder / file_name
     values = read_json(path)
     if values.get("model_type", "bert") != "bert":
         raise FormatError(f"{path.name} describes a model of type {values['model_type']!r:.100}; lucid runs type 'bert'")

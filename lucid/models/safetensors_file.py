@@ -17,6 +17,7 @@ import json
 import math
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -250,6 +251,28 @@ class SafetensorsFile:
                 break
             done += n
         return done
+
+
+def write_safetensors(file: Any, tensors: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Write float32 arrays in the format to a file that has ``write``, one after the other and without a copy of them all.
+
+    Parameters
+    ----------
+    file : open for writing bytes
+    tensors : name -> array, float32, C-contiguous
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, array in tensors.items():
+        if array.dtype != np.float32 or not array.flags.c_contiguous:
+            raise TypeError(f"tensor {name} must be a contiguous float32 array, not {array.dtype}")
+        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
+        end += array.nbytes
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the values begin at a multiple of 8
+    file.write(len(encoded).to_bytes(8, "little") + encoded)
+    for array in tensors.values():
+        file.write(array)
 
 
 def _is_text(value: Any) -> bool:

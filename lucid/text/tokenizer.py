@@ -1,8 +1,11 @@
 """BERT's tokenizer: text to pieces of words to ids, and back."""
 
+import hashlib
+import json
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -11,7 +14,7 @@ from tokenizers import Tokenizer
 from lucid.hub import TOKENIZER_FILES, checkpoint_folder
 from lucid.text.pieces import listed, split
 from lucid.text.template import Template, pad
-from lucid.text.tokenizer_files import read_folder, write_folder
+from lucid.text.tokenizer_files import folder_files, read_folder
 from lucid.text.vocabulary import SpecialTokens, build_backend, finish_backend, read_vocab_file
 
 
@@ -138,7 +141,14 @@ class BERTTokenizerFast:
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `vocab.txt`, `tokenizer.json` and `tokenizer_config.json`; lucid and transformers load the folder."""
-        write_folder(folder, self._backend, self._special, self.model_max_length)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.to_files().items():
+            (folder / name).write_bytes(content)
+
+    def to_files(self) -> dict[str, bytes]:
+        """Give what `save_pretrained` writes: the contents of its files, by name."""
+        return folder_files(self._backend, self._special, self.model_max_length)
 
     def __repr__(self) -> str:
         """Give the class, the size and the normaliser."""
@@ -152,6 +162,24 @@ class BERTTokenizerFast:
     def tokenize(self, text: str) -> list[str]:
         """Split a text into tokens, without [CLS] and [SEP]."""
         return split(self._backend, [text], "text", has_places=False)[0].tokens
+
+    def encode_pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Give the ids of each text's tokens, without [CLS] and [SEP]; several texts in parallel."""
+        return [encoding.ids for encoding in split(self._backend, listed(texts, "texts"), "texts[{}]", has_places=False)]
+
+    @property
+    def continues_word(self) -> np.ndarray[Any, Any]:
+        """For each id whether its token goes on a word, as booleans of shape (vocab_size,)."""
+        prefix = self._backend.model.continuing_subword_prefix
+        return np.array([bool(prefix) and token.startswith(prefix) and token != prefix for token in self._token_of])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides what ids a text has, in hexadecimal; saving and loading keeps it."""
+        rules = json.loads(self._backend.to_str())
+        model = {name: value for name, value in rules["model"].items() if name != "vocab"}
+        parts = [self._token_of, self.all_special_tokens, model, rules["normalizer"], rules["pre_tokenizer"]]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
         """Give the id of a token, or the list of ids of several; an unknown token gets `unk_token_id`."""

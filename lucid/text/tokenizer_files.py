@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -70,17 +69,13 @@ def read_folder(folder: Path) -> tuple[Tokenizer, SpecialTokens, int | None, str
     return backend, _special_tokens(folder, config, backend), _max_length(config, str(config_path)), str(path)
 
 
-def write_folder(folder: str | PathLike[str], backend: Tokenizer, special: SpecialTokens, model_max_length: int | None) -> None:
-    """Write `vocab.txt`, `tokenizer.json` and `tokenizer_config.json`, making the folder if need be."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+def folder_files(backend: Tokenizer, special: SpecialTokens, model_max_length: int | None) -> dict[str, bytes]:
+    """Give the contents of `vocab.txt`, `tokenizer.json` and `tokenizer_config.json`, by name."""
     vocab = backend.get_vocab(with_added_tokens=False)
     lines = "".join(f"{token}\n" for token in sorted(vocab, key=vocab.__getitem__))
-    (folder / VOCAB_FILE).write_text(lines, encoding="utf-8", newline="\n")
-    (folder / TOKENIZER_FILE).write_text(backend.to_str(pretty=True), encoding="utf-8", newline="\n")
     config = _config(backend, special, model_max_length)
-    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    (folder / CONFIG_FILE).write_text(text, encoding="utf-8", newline="\n")
+    flags = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return {VOCAB_FILE: lines.encode(), TOKENIZER_FILE: backend.to_str(pretty=True).encode(), CONFIG_FILE: flags.encode()}
 
 
 def _config(backend: Tokenizer, special: SpecialTokens, model_max_length: int | None) -> dict[str, Any]:

@@ -189,6 +189,16 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
         decoder = self.cls.predictions.decoder
         return decoder.value(decoder.weight, packed=True), decoder.value(decoder.bias)
 
+    @no_grad()
+    def losses_and_guesses(self, batch: PackedBatch, rows: TokenRows, labels: Any) -> tuple[Any, Any]:
+        """Return the cross-entropy of each of `rows` and its likeliest word, as arrays (P,), from one pass through the encoder."""
+        decoder = self.cls.predictions.decoder
+        weight, bias = decoder.value(decoder.weight, packed=True), decoder.value(decoder.bias)
+        x = self._transformed(batch, rows)
+        losses = apply(decoder_cross_entropy, x, weight, bias, labels=labels)
+        _, ids, _ = apply(decoder_top_k, x, decoder.weight.packed(), decoder.bias, k=1)
+        return losses.array, ids.array[:, 0]
+
     def _labelled(self, batch: PackedBatch, labels: Any, ignore_index: int) -> tuple[TokenRows, Any]:
         """Return the tokens whose label counts, and those labels as int32."""
         want_integer("labels", "ignore_index", ignore_index)
