@@ -1,0 +1,164 @@
+"""A training step, part by part, in one process: time, memory at each moment, and a table of what lives when.
+
+`python -m benchmarks.training` prints the table; `--workloads W5` of the suite measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from benchmarks.workloads import P_LABEL
+
+P_DROP = 0.1
+LEARNING_RATE, MAX_NORM = 1e-5, 1.0
+MB = 1e6
+PARTS = ("forward", "backward", "update")
+
+
+class TrainingStep(Protocol):
+    """A model, an optimizer and a batch."""
+
+    imported: float
+    """MB that were resident when the library was imported, before there was a model."""
+
+    def check(self) -> dict[str, Any]:
+        """Return the loss and the norm of its gradient without dropout, at the first weights; nothing is updated."""
+
+    def forward(self) -> Any:
+        """Return the loss, with dropout."""
+
+    def backward(self, loss: Any) -> None:
+        """Make the gradients."""
+
+    def update(self, loss: Any) -> None:
+        """Clip, update, and forget the gradients."""
+
+
+def resident() -> float:
+    """Return the MB that are resident now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MB
+
+
+def peak() -> float:
+    """Return the most MB that were resident since `forget_peak`, or since the process began."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / MB
+
+
+def forget_peak() -> None:
+    """Let the operating system start a new peak."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def first_step(side: TrainingStep) -> dict[str, Any]:
+    """Return what is checked, and take a step: moments are made, caches are filled."""
+    answer = side.check()
+    loss = side.forward()
+    answer["loss_with_dropout"] = float(loss)
+    side.backward(loss)
+    side.update(loss)
+    return answer
+
+
+def timed_step(side: TrainingStep) -> tuple[dict[str, float], dict[str, float]]:
+    """Take a step; return seconds of its parts, and MB resident at its moments."""
+    marks = {"imported": side.imported, "between steps": resident()}
+    forget_peak()
+    begin = time.perf_counter()
+    loss = side.forward()
+    after_forward = time.perf_counter()
+    marks["after forward"] = resident()
+    side.backward(loss)
+    after_backward = time.perf_counter()
+    marks["peak of forward and backward"], marks["after backward"] = peak(), resident()
+    begin_update = time.perf_counter()
+    side.update(loss)
+    end = time.perf_counter()
+    marks["peak of the step"] = peak()
+    return dict(zip(PARTS, (after_forward - begin, after_backward - after_forward, end - begin_update), strict=True)), marks
+
+
+# What lives when
+
+
+def table(batch: int, length: int, layers: int) -> list[tuple[str, str, float]]:
+    """Return (what, when it is there, MB) for lucid's step of a model as wide as BERT-base, from sizes alone."""
+    from lucid.models import BERTConfig
+
+    config = BERTConfig.sized(layers, 768)
+    c, f, v, h = config.hidden_size, config.intermediate_size, config.vocab_size, config.num_attention_heads
+    t = batch * length
+    p = round(P_LABEL * t)
+    embeddings = (v + config.max_position_embeddings + config.type_vocab_size + 2) * c
+    per_layer = 4 * c * c + 4 * c + 2 * c * f + f + c + 4 * c
+    weights = embeddings + layers * per_layer + c * c + 3 * c + v
+    a_layer = {
+        "hidden state (x of Q, K, V)": t * c,
+        "Q, K, V": 3 * t * c,
+        "log-sum-exp": t * h,
+        "context (x of dense)": t * c,
+        "sum before the first LayerNorm": t * c + 2 * t,
+        "its result (x of dense_in)": t * c,
+        "before the activation": t * f,
+        "after it (x of dense_out)": t * f,
+        "sum before the second LayerNorm": t * c + 2 * t,
+    }
+    last = t * c + 2 * t * c + p * (6 * c + 2 * f + h + 4)  # hidden, K and V; of labelled tokens x, Q, context, sums, results
+    head = p * (3 * c + c + 4)
+    rows = [
+        ("weights", "always", weights),
+        ("moments m and v", "always, after the first step", 2 * weights),
+        *((f"a layer: {name}", f"forward to backward, x {layers - 1}", size) for name, size in a_layer.items()),
+        ("a layer, together", f"forward to backward, x {layers - 1}", sum(a_layer.values())),
+        ("all layers but the last", "forward to backward", (layers - 1) * sum(a_layer.values())),
+        ("the last layer: keys and values of all, the rest of labelled tokens", "forward to backward", last),
+        ("embeddings: sum before the LayerNorm", "forward to backward", t * c + 2 * t),
+        ("head: transform of labelled tokens", "forward to backward", head),
+        ("gradient of the word table", "backward to update", v * c),
+        ("gradients of the rest", "backward to update, layer by layer", weights - v * c),
+        ("gradients of a layer's activations", "within backward of that layer", t * f + 4 * t * c),
+        ("a weight in panels", "within one product, forward and backward", c * f),
+        ("the vocabulary in panels", "within the loss, forward", v * c),
+        ("logits of 4096 words, their weights in panels twice", "within the loss, backward", p * 4096 + 2 * 4096 * c),
+    ]
+    return [(what, when, 4 * size / MB) for what, when, size in rows]
+
+
+def peaks(rows: list[tuple[str, str, float]]) -> dict[str, float]:
+    """Return the MB of arrays that live at each moment that can be the highest."""
+    size = {what: mb for what, _, mb in rows}
+    fixed = size["weights"] + size["moments m and v"]
+    kept = sum(mb for what, when, mb in rows if when == "forward to backward")
+    gradients = size["gradient of the word table"] + size["gradients of the rest"]
+    loss = size["logits of 4096 words, their weights in panels twice"]
+    return {
+        "in the loss, forward": fixed + kept + size["the vocabulary in panels"],
+        "after forward": fixed + kept,
+        "in the loss, backward": fixed + kept + size["gradient of the word table"] + loss,
+        "end of backward: the word table's two gradients meet": fixed + gradients + size["gradient of the word table"],
+        "update": fixed + gradients,
+    }
+
+
+def show_table(batch: int, length: int, layers: int) -> str:
+    """Return both as Markdown."""
+    rows = table(batch, length, layers)
+    lines = ["| what | when | MB |", "| --- | --- | --- |", *(f"| {what} | {when} | {mb:.1f} |" for what, when, mb in rows)]
+    lines += ["", "| moment | arrays, MB |", "| --- | --- |", *(f"| {moment} | {mb:.0f} |" for moment, mb in peaks(rows).items())]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table for other sizes."""
+    parser = argparse.ArgumentParser(description="What lives when in lucid's training step, from sizes alone.")
+    for name, default in (("batch", 8), ("length", 128), ("layers", 12)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    print(show_table(**vars(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()
