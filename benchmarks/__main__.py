@@ -6,10 +6,10 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.peers import PEERS, Setting, chosen
+from benchmarks.peers import PEERS, Peer, Setting, chosen
 from benchmarks.results import OURS, Results
 from benchmarks.workloads import Workload, workloads
 
@@ -90,8 +90,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from benchmarks.run import Run
     from benchmarks.timing import TimeBox
 
-    begin = time.monotonic()
-    box = TimeBox(60 * args.minutes)
     n_threads = args.threads or get_num_threads()
     size = "mini" if args.quick else "base"
     args.cache.mkdir(parents=True, exist_ok=True)
@@ -103,13 +101,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results.checkpoint_bytes = (setting.folder / "model.safetensors").stat().st_size
     results.left_out += [f"{one.name}: not installed: {', '.join(one.missing)}" for one in peers if one.missing]
     results.left_out += [f"{one.name}: runs only if it is named" for one in PEERS if one.is_optional and one not in peers]
-    peak = Peak([] if args.quick else results.machine["instruction_sets"], n_threads)
-    peak.measure()
+    used = results.machine["instruction_set"]
+    peak = Peak([] if args.quick else [name for name in results.machine["instruction_sets"] if name in (used, "avx512")], n_threads)
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    run = Run([one for one in peers if not one.missing], setting, box, results, args.quick, say)
+    ready = _with_files([one for one in peers if not one.missing], setting, results.left_out, say)
+    begin = time.monotonic()
+    run = Run(ready, setting, TimeBox(60 * args.minutes), results, args.quick, say)
+    peak.measure()
     try:
         if with_kernels:
             run.kernels(peak)
@@ -125,6 +126,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if out is not None:
         print(f"\nresults: {out / 'results.md'}")
     return 1 if results.wrong([OURS]) else 0
+
+
+def _with_files(peers: Sequence[Peer], setting: Setting, left_out: list[str], say: Callable[[str], None]) -> list[Peer]:
+    """Make the files of peers that are missing; return the peers that have theirs. Outside the time box: it is done once."""
+    ready = []
+    for one in peers:
+        say(f"files of {one.name}")
+        try:
+            one.make_files(setting)
+        except Exception as error:
+            left_out.append(f"{one.name}: its files could not be made: {type(error).__name__}: {error}")
+        else:
+            ready.append(one)
+    return ready
 
 
 def _write(results: Results, out: Path) -> None:

@@ -51,7 +51,7 @@ class Worker:
     patience : float. Seconds until an answer is given up.
     """
 
-    def __init__(self, name: str, setting: Setting, patience: float = 600.0) -> None:
+    def __init__(self, name: str, setting: Setting, patience: float = 300.0) -> None:
         self.name = name
         self.patience = patience
         self.said = tempfile.TemporaryFile()

@@ -27,7 +27,8 @@ def markdown(results: Results) -> str:
     if steps and not results.is_quick:
         parts += ["What lives when in lucid's step, from sizes alone (12 layers, 8 x 128):", show_table(8, 128, 12)]
     if results.kernels:
-        parts += ["## lucid's kernels", kernels_table(results)]
+        note = "Beside the read bandwidth: what a kernel reads and writes at least. Above 100 % it came from a cache."
+        parts += ["## lucid's kernels", note, kernels_table(results)]
     if results.left_out:
         parts += ["## Left out", "\n".join(f"- {what}" for what in results.left_out)]
     return "\n\n".join(parts) + "\n"

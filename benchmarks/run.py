@@ -84,13 +84,17 @@ class Run:
             for n_left, case in zip(range(len(workload.cases), 0, -1), workload.cases, strict=True):
                 own = box.share(1, n_left)
                 result = self._new_case(workload, case)
-                wanted = self._reference_answer(workload.name, case, Path(folder))
+                try:
+                    wanted = self._reference_answer(workload.name, case, Path(folder))
+                except PeerError as error:
+                    self._give_up(result, error)
+                    continue
                 for one in peers:
                     result.rows.append(self._checked(workers[one.name], workload.name, case, wanted, Path(folder)))
                 ready = {row.peer: row for row in result.rows if not row.note}
                 turns = take_turns({name: _turn(workers[name], row) for name, row in ready.items()}, own, 3 if self.is_quick else ROUNDS)
-                for name, error in turns.failed.items():
-                    ready[name].seconds, ready[name].note = [], f"failed: {error}"
+                for name, reason in turns.failed.items():
+                    ready[name].seconds, ready[name].note = [], f"failed: {reason}"
                 self._finish(result, turns.n_rounds, turns.wanted)
 
     def _finish(self, result: CaseResult, n_rounds: int, wanted: int) -> None:
@@ -99,6 +103,10 @@ class Run:
             self.results.left_out.append(f"{result.workload} {result.case}: {n_rounds} of {wanted} rounds, for time")
         for row in result.rows:
             self.say(f"  {result.case}, {row.peer}: {row.note or f'{min(row.seconds) * 1e3:.1f} ms'}")
+
+    def _give_up(self, result: CaseResult, error: PeerError) -> None:
+        self.results.cases.remove(result)
+        self.results.left_out.append(f"{result.workload} {result.case}: there is no reference: {error}")
 
     def _reference_answer(self, workload: str, case: Case, folder: Path) -> dict[str, Any]:
         with Worker(self.reference, self.setting) as worker:
@@ -129,8 +137,12 @@ class Run:
         (case,) = workload.cases
         (text,) = case.texts()
         result = self._new_case(workload, case)
-        with tempfile.TemporaryDirectory() as folder:
-            wanted = self._reference_answer(workload.name, case, Path(folder))
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                wanted = self._reference_answer(workload.name, case, Path(folder))
+        except PeerError as error:
+            self._give_up(result, error)
+            return
         turns = {}
         for one in peers:
             row = Row(workload.name, case.label, one.name)

@@ -3,7 +3,8 @@
 A peer is an object with a method for each task that it can do, named like the task (`benchmarks.workloads.Task`). The
 method takes a case, prepares what need not be timed, and returns the function to be timed: it returns a dict of arrays
 (`benchmarks.answers`). `training_step` returns a `benchmarks.training.TrainingStep` instead, and for a cold start the
-module has a function `cold_start(variant, setting)` that returns the program to run.
+module has a function `cold_start(variant, setting)` that returns the program to run. `make_files(variant, setting)`, where a
+module has it, makes the files that are made once.
 """
 
 from __future__ import annotations
@@ -64,6 +65,12 @@ class Peer:
     def load(self) -> ModuleType:
         """Import the module."""
         return importlib.import_module(f"benchmarks.peers.{self.module}")
+
+    def make_files(self, setting: Setting) -> None:
+        """Make what is made once of the checkpoint, where it is missing."""
+        module = self.load()
+        if hasattr(module, "make_files"):
+            module.make_files(self.name, setting)
 
     def make(self, setting: Setting) -> Any:
         """Return the object with a method for each task."""

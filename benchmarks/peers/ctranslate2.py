@@ -35,6 +35,11 @@ class CTranslate2:
         return lambda: {"hidden": np.asarray(self.encoder.forward_batch(rows).last_hidden_state)}
 
 
+def make_files(variant: str, setting: Setting) -> None:
+    """Make the model if it is missing."""
+    _folder(setting)
+
+
 def _folder(setting: Setting) -> Path:
     folder = setting.cache / "ctranslate2"
     if not folder.exists():

@@ -48,6 +48,12 @@ class OnnxRuntime(GraphPeer):
         return session, [one.name for one in session.get_inputs()]
 
 
+def make_files(variant: str, setting: Setting) -> None:
+    """Make the graphs of a variant that are missing."""
+    for graph in ("rows",) if variant.endswith("-rows") else ("logits", "encoder"):
+        graph_file(setting, graph, variant != "onnxruntime")
+
+
 def graph_file(setting: Setting, graph: str, is_fused: bool) -> Path:
     """Return the file of a graph, made where it is missing."""
     path = setting.cache / "onnx" / f"{graph}{'-fused' if is_fused else ''}.onnx"

@@ -50,6 +50,12 @@ class OpenVino(GraphPeer):
         return self.requests[key].infer(inputs, share_inputs=True, share_outputs=True)[0]
 
 
+def make_files(variant: str, setting: Setting) -> None:
+    """Make the graphs of a variant that are missing."""
+    for graph in ("rows",) if variant.endswith("-rows") else ("logits", "encoder"):
+        graph_file(setting, graph)
+
+
 def graph_file(setting: Setting, graph: str) -> Path:
     """Return the file of a graph, made where it is missing."""
     path = setting.cache / "openvino" / f"{graph}.xml"

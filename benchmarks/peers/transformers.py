@@ -51,9 +51,11 @@ class Transformers:
         return self.torch.compile(model, dynamic=False)
 
     def _timed(self, function: Timed) -> Timed:
-        # Not inference_mode: compiled with frozen weights, a model wants no_grad.
+        # Compiled with frozen weights, a model wants no_grad.
+        mode = self.torch.no_grad if self.variant == "torch-compile" else self.torch.inference_mode
+
         def without_gradient() -> dict[str, Any]:
-            with self.torch.no_grad():
+            with mode():
                 return function()
 
         return without_gradient

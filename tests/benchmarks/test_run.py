@@ -134,3 +134,11 @@ def test_help_names_every_peer_and_workload() -> None:
     text = command.parser().format_help()
     for name in ("openvino-rows", "torch-compile", "W3b", "kernels", "--minutes", "LUCID_ISA"):
         assert name in text
+
+
+def test_without_a_reference_a_case_is_left_out(setting: Setting, tmp_path: Path) -> None:
+    broken = Setting(tmp_path, setting.cache, 1, "mini")  # a folder without a checkpoint
+    one = run(broken)
+    one.workloads([w for w in workloads(is_quick=True) if w.name in ("W3a", "W7")], Peak([], 1))
+    assert one.results.cases == []
+    assert [text.split(": there is no reference")[0] for text in one.results.left_out] == ["W3a 1 sentence", "W7 1 sentence"]
