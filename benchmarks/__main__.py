@@ -22,6 +22,7 @@ examples
   python -m benchmarks --peers openvino,onnxruntime-fused lucid and two peers
   python -m benchmarks --workloads kernels                lucid's kernels alone, beside the FMA peak
   LUCID_ISA=avx512 python -m benchmarks                   with other kernels of lucid's
+  python -m benchmarks --threads 1 --cpu-time             on a machine that is busy with other work
 
 What it does: every peer runs in a process of its own, with one number of threads. Its answer is compared with the reference
 before it is timed; a wrong one is refused. Then the peers take turns. Cold starts are new processes. The first run makes a
@@ -45,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--peers", metavar="A,B", help="names, separated by commas; lucid always runs; default: all that are installed")
     parser.add_argument("--quick", action="store_true", help="a small model, small inputs, lucid and NumPy unless --peers says otherwise")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for everyone; default: lucid's default, the CPUs of this process")
+    parser.add_argument("--cpu-time", action="store_true", help="count processor time, not the wall clock's; wants --threads 1")
     parser.add_argument("--minutes", type=float, default=30.0, metavar="M", help="time box; repetitions are cut to keep it (default: 30)")
     parser.add_argument("--cache", type=Path, metavar="DIR", default=Path.home() / ".cache" / "lucid-benchmarks", help="what is made once")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for results; default: benchmarks/results, and none with --quick")
@@ -72,6 +74,9 @@ def _workloads(names: str | None, is_quick: bool) -> tuple[list[Workload], bool]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; return 0, 1 if lucid was refused or failed somewhere, 2 if the arguments make no sense."""
     args = parser().parse_args(arguments)
+    if args.cpu_time and args.threads != 1:
+        print("--cpu-time adds up the time of all threads, those that wait included: it wants --threads 1", file=sys.stderr)
+        return 2
     try:
         from lucid import get_num_threads
     except ImportError as error:
@@ -93,11 +98,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     n_threads = args.threads or get_num_threads()
     size = "mini" if args.quick else "base"
     args.cache.mkdir(parents=True, exist_ok=True)
-    setting = Setting(checkpoint(args.cache, size), args.cache / f"peers-{size}", n_threads, size)
+    clock = "processor" if args.cpu_time else "wall"
+    setting = Setting(checkpoint(args.cache, size), args.cache / f"peers-{size}", n_threads, size, clock)
     setting.cache.mkdir(exist_ok=True)
 
     packages = {name for one in peers for name in one.packages}
-    results = Results(facts(n_threads, [*packages, "threadpoolctl"]), is_quick=args.quick)
+    results = Results(facts(n_threads, [*packages, "threadpoolctl"]), is_quick=args.quick, clock=clock)
     results.checkpoint_bytes = (setting.folder / "model.safetensors").stat().st_size
     results.left_out += [f"{one.name}: not installed: {', '.join(one.missing)}" for one in peers if one.missing]
     results.left_out += [f"{one.name}: runs only if it is named" for one in PEERS if one.is_optional and one not in peers]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
@@ -63,7 +65,7 @@ class Worker:
             env=environment(setting.n_threads),
             bufsize=0,
         )
-        self._send({"folder": str(setting.folder), "cache": str(setting.cache), "n_threads": setting.n_threads, "size": setting.size})
+        self._send({**asdict(setting), "folder": str(setting.folder), "cache": str(setting.cache)})
 
     def __enter__(self) -> Self:
         return self
@@ -133,7 +135,7 @@ print(json.dumps({"ids": IDS, "scores": SCORES, "peak_bytes": int(status.split("
 """
 
 
-def run_cold(program: str, text: str, n_threads: int, patience: float = 120.0) -> tuple[float, dict[str, Any]]:
+def run_cold(program: str, text: str, n_threads: int, clock: str = "wall", patience: float = 120.0) -> tuple[float, dict[str, Any]]:
     """Run a program in a new process; return the seconds from its start to its end, and what it found.
 
     Parameters
@@ -141,6 +143,7 @@ def run_cold(program: str, text: str, n_threads: int, patience: float = 120.0) -
     program : str. Python that reads TEXT and sets IDS and SCORES.
     text : str. With one [MASK].
     n_threads : int
+    clock : str, a name in `benchmarks.timing.CLOCKS`
     patience : float. Seconds until it is given up.
 
     Raises
@@ -150,12 +153,19 @@ def run_cold(program: str, text: str, n_threads: int, patience: float = 120.0) -
     """
     source = f"TEXT = {text!r}\n{program}\n{_LAST_LINE}"
     env = environment(n_threads)
-    begin = time.perf_counter()
+    of_children = clock == "processor"
+    begin = _processor_time_of_children() if of_children else time.perf_counter()
     try:
         done = subprocess.run([sys.executable, "-c", source], env=env, capture_output=True, text=True, timeout=patience)
     except subprocess.TimeoutExpired as error:
         raise PeerError(f"no end within {patience:.0f} s") from error
-    taken = time.perf_counter() - begin
+    taken = (_processor_time_of_children() if of_children else time.perf_counter()) - begin
     if done.returncode:
         raise PeerError(f"its process ended with {done.returncode}: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
     return taken, json.loads(done.stdout.splitlines()[-1])
+
+
+def _processor_time_of_children() -> float:
+    """Return the seconds that children ran which have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

@@ -8,6 +8,8 @@ from benchmarks.peers import PEERS
 from benchmarks.results import OURS, THEIRS, CaseResult, Results, Row
 from benchmarks.training import MB, PARTS, show_table
 
+CLOCK_NOTES = {"wall": "", "processor": ", by the processor time of the process: other work on the machine is not in it"}
+
 
 def markdown(results: Results) -> str:
     """Return the whole report."""
@@ -62,7 +64,8 @@ def _explained(results: Results) -> str:
     other = [name for name in results.peak_gflops if name != results.machine["instruction_set"]]
     peak = f"the FMA peak of {results.machine['instruction_set']}" + (f" ({', '.join(other)}: see above)" if other else "")
     return (
-        "Times are the smallest of all calls, ratios are lucid's time divided by the other's: smaller is better, below 1 lucid is faster. "
+        f"Times are the smallest of all calls{CLOCK_NOTES[results.clock]}, ratios are lucid's time divided by the other's: "
+        "smaller is better, below 1 lucid is faster. "
         f"Per cent of the peak: operations without padding, each layer for every token, by time, beside {peak}."
     )
 

@@ -112,6 +112,7 @@ class Results:
     left_out : list of str. What was not run, and why.
     seconds : float. That the run took.
     is_quick : bool
+    clock : str. What times are: the wall clock's, or the processor's.
     """
 
     machine: dict[str, Any]
@@ -124,6 +125,7 @@ class Results:
     left_out: list[str] = field(default_factory=list)
     seconds: float = 0.0
     is_quick: bool = False
+    clock: str = "wall"
 
     @property
     def own_peak(self) -> float | None:

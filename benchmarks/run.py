@@ -151,7 +151,7 @@ class Run:
                 with Worker(one.name, self.setting) as worker:
                     program = worker.call("cold_program", name=one.name)["program"]
                 # The first run also brings the files into the page cache.
-                _, found = run_cold(program, text, self.setting.n_threads)
+                _, found = run_cold(program, text, self.setting.n_threads, self.setting.clock)
                 row.error = check(case.task, _guesses(found), wanted)
             except WrongAnswerError as error:
                 row.note = f"refused, wrong answer: {error}"
@@ -170,7 +170,7 @@ class Run:
     def _cold_turn(self, program: str, text: str, row: Row) -> Callable[[], list[float]]:
         def turn() -> list[float]:
             time.sleep(PAUSE_SECONDS)
-            seconds, found = run_cold(program, text, self.setting.n_threads)
+            seconds, found = run_cold(program, text, self.setting.n_threads, self.setting.clock)
             row.memory_bytes = max(row.memory_bytes or 0, found["peak_bytes"])
             return [seconds]
 

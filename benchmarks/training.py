@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from benchmarks.timing import Clock
 from benchmarks.workloads import P_LABEL
 
 P_DROP = 0.1
@@ -64,20 +64,20 @@ def first_step(side: TrainingStep) -> dict[str, Any]:
     return answer
 
 
-def timed_step(side: TrainingStep) -> tuple[dict[str, float], dict[str, float]]:
+def timed_step(side: TrainingStep, clock: Clock) -> tuple[dict[str, float], dict[str, float]]:
     """Take a step; return seconds of its parts, and MB resident at its moments."""
     marks = {"imported": side.imported, "between steps": resident()}
     forget_peak()
-    begin = time.perf_counter()
+    begin = clock()
     loss = side.forward()
-    after_forward = time.perf_counter()
+    after_forward = clock()
     marks["after forward"] = resident()
     side.backward(loss)
-    after_backward = time.perf_counter()
+    after_backward = clock()
     marks["peak of forward and backward"], marks["after backward"] = peak(), resident()
-    begin_update = time.perf_counter()
+    begin_update = clock()
     side.update(loss)
-    end = time.perf_counter()
+    end = clock()
     marks["peak of the step"] = peak()
     return dict(zip(PARTS, (after_forward - begin, after_backward - after_forward, end - begin_update), strict=True)), marks
 

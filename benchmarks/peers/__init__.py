@@ -28,12 +28,14 @@ class Setting:
     cache : path. Folder for what a peer makes of the checkpoint, once.
     n_threads : int
     size : str. Name of the checkpoint's size.
+    clock : str. "wall", or "processor": the time that the process's threads ran, whatever else the machine did.
     """
 
     folder: Path
     cache: Path
     n_threads: int
     size: str
+    clock: str = "wall"
 
 
 @dataclass(frozen=True)
