@@ -71,6 +71,16 @@ def test_words_as_likely_as_each_other_may_change_places(rng: np.random.Generato
     assert check(Task.FILL_MASKS, answer, {"log_probs": wanted}) < 1e-6
 
 
+def test_a_word_twice_is_refused_even_where_another_is_as_likely(rng: np.random.Generator) -> None:
+    wanted = log_probs(rng)
+    order = np.argsort(-wanted, axis=1)
+    wanted[0, order[0, 1]] = wanted[0, order[0, 0]]
+    answer = guesses(wanted)
+    answer["ids"][0, 1] = answer["ids"][0, 0]
+    with pytest.raises(WrongAnswerError, match="twice"):
+        check(Task.FILL_MASKS, answer, {"log_probs": wanted})
+
+
 def wrong_word(answer: dict) -> None:
     answer["ids"][1, 0] = answer["ids"][1, 4] + 1
 
