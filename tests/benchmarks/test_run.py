@@ -89,8 +89,9 @@ def test_an_empty_time_box_leaves_out_and_says_so(setting: Setting) -> None:
 
 
 def test_a_small_time_box_cuts_rounds_and_says_so(setting: Setting) -> None:
-    one = run(setting, seconds=0.01)
-    one.workloads([w for w in workloads(is_quick=True) if w.name == "W3a"], Peak([], 1))
+    one = run(setting)
+    (workload,) = (w for w in workloads(is_quick=True) if w.name == "W3a")
+    one._warm(workload, one.peers, TimeBox(0.0))
     (case,) = one.results.cases
     assert (case.n_rounds, case.wanted_rounds) == (2, 3)
     assert one.results.left_out == ["W3a 1 sentence: 2 of 3 rounds, for time"]
