@@ -82,6 +82,9 @@ class Run:
         with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
             workers = {one.name: stack.enter_context(Worker(one.name, self.setting)) for one in peers}
             for n_left, case in zip(range(len(workload.cases), 0, -1), workload.cases, strict=True):
+                if self.box.remaining == 0:
+                    self.results.left_out.append(f"{workload.name} {case.label}: the time box was empty")
+                    continue
                 own = box.share(1, n_left)
                 result = self._new_case(workload, case)
                 try:

@@ -88,6 +88,15 @@ def test_an_empty_time_box_leaves_out_and_says_so(setting: Setting) -> None:
     assert [text.split(":")[0] for text in one.results.left_out] == [w.name for w in workloads()]
 
 
+def test_a_box_that_runs_out_within_a_workload_leaves_out_its_other_cases(setting: Setting) -> None:
+    one = run(setting)
+    (workload,) = (w for w in workloads(is_quick=True) if w.name == "W2")
+    one.box = TimeBox(0.0)
+    one._warm(workload, one.peers, TimeBox(60.0))
+    assert one.results.cases == []
+    assert one.results.left_out == ["W2 1x16: the time box was empty", "W2 4x48: the time box was empty"]
+
+
 def test_a_small_time_box_cuts_rounds_and_says_so(setting: Setting) -> None:
     one = run(setting)
     (workload,) = (w for w in workloads(is_quick=True) if w.name == "W3a")
