@@ -50,7 +50,7 @@ def _peers(results: Results, path: Path) -> Path:
         axes.set_title(f"{case.workload}  {case.case}  ({min(ours.seconds) * 1e3:.0f} ms)", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"Time, lucid = 1 (shorter is faster); {results.machine['cpu']}, {results.machine['n_threads']} threads", fontsize=11)
+    figure.suptitle(f"Time, lucid = 1 (shorter is faster); {results.machine['cpu']}, {results.machine['n_threads']} thread(s)", fontsize=11)
     return _save(figure, path)
 
 

@@ -8,7 +8,7 @@ from benchmarks.peers import PEERS
 from benchmarks.results import OURS, THEIRS, CaseResult, Results, Row
 from benchmarks.training import MB, PARTS, show_table
 
-CLOCK_NOTES = {"wall": "", "processor": ", by the processor time of the process: other work on the machine is not in it"}
+CLOCK_NOTES = {"wall": "", "processor": " Times are processor times: other work on the machine is not in them."}
 
 
 def markdown(results: Results) -> str:
@@ -49,7 +49,7 @@ def _machine(results: Results) -> str:
     lines = [
         f"{m['cpu']} (family/model {m['cpu_family_model']}), {m['cpus']} CPUs, {m['memory_gib']} GiB, {m['system']}.",
         f"Flags: {', '.join(m['flags'])}.",
-        f"{m['n_threads']} threads for everyone. lucid runs its {m['instruction_set']} kernels"
+        f"Threads for everyone: {m['n_threads']}. lucid runs its {m['instruction_set']} kernels"
         + (f" (LUCID_ISA={m['lucid_isa']})." if m["lucid_isa"] else ", its default here."),
         f"Measured FMA peak, GFLOP/s: {peak}; read bandwidth {results.read_gb_s:.0f} GB/s."
         if peak
@@ -64,7 +64,7 @@ def _explained(results: Results) -> str:
     other = [name for name in results.peak_gflops if name != results.machine["instruction_set"]]
     peak = f"the FMA peak of {results.machine['instruction_set']}" + (f" ({', '.join(other)}: see above)" if other else "")
     return (
-        f"Times are the smallest of all calls{CLOCK_NOTES[results.clock]}, ratios are lucid's time divided by the other's: "
+        f"Times are the smallest of all calls.{CLOCK_NOTES[results.clock]} Ratios are lucid's time divided by the other's: "
         "smaller is better, below 1 lucid is faster. "
         f"Per cent of the peak: operations without padding, each layer for every token, by time, beside {peak}."
     )
