@@ -31,7 +31,7 @@ BUILDS = {
 }
 INSTRUCTION_SETS = BUILDS.get(sysconfig.get_platform().split("-")[-1], {"baseline": []})
 
-extensions = [Extension("lucid._ext._cpu", [f"{EXT}/_cpu.pyx"], extra_compile_args=["-O2"])]
+extensions = [Extension(f"lucid._ext.{name}", [f"{EXT}/{name}.pyx"], extra_compile_args=["-O2"]) for name in ("_cpu", "_memory")]
 for name, flags in INSTRUCTION_SETS.items():
     if BUILD_ONLY not in (None, name):
         continue

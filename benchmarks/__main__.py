@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.checkpoint import DEFAULT_CACHE, checkpoint
 from benchmarks.peers import PEERS, Peer, Setting, chosen
 from benchmarks.results import OURS, Results
 from benchmarks.workloads import Workload, workloads
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, metavar="N", help="threads for everyone; default: lucid's default, the CPUs of this process")
     parser.add_argument("--cpu-time", action="store_true", help="count processor time, not the wall clock's; wants --threads 1")
     parser.add_argument("--minutes", type=float, default=30.0, metavar="M", help="time box; repetitions are cut to keep it (default: 30)")
-    parser.add_argument("--cache", type=Path, metavar="DIR", default=Path.home() / ".cache" / "lucid-benchmarks", help="what is made once")
+    parser.add_argument("--cache", type=Path, metavar="DIR", default=DEFAULT_CACHE, help="what is made once")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for results; default: benchmarks/results, and none with --quick")
     return parser
 
@@ -89,7 +90,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error.args[0], file=sys.stderr)
         return 2
 
-    from benchmarks.checkpoint import checkpoint
     from benchmarks.machine import Peak, facts
     from benchmarks.report import lines_of
     from benchmarks.run import Run

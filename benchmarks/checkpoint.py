@@ -9,6 +9,7 @@ from benchmarks.texts import vocabulary
 
 SIZES = {"base": (12, 768), "mini": (4, 256)}
 """Layers and width."""
+DEFAULT_CACHE = Path.home() / ".cache" / "lucid-benchmarks"
 _SEED = 20190524
 
 

@@ -25,9 +25,9 @@ def markdown(results: Results) -> str:
     ]
     steps = [case for case in results.cases if any(row.marks for row in case.rows)]
     for case in steps:
-        parts += [f"## {case.title}: {case.case}", _table(*step_parts(case)), _table(*step_marks(case))]
+        parts += [f"## {case.title}: {case.case}", steps_text(case)]
     if steps and not results.is_quick:
-        parts += ["What lives when in lucid's step, from sizes alone (12 layers, 8 x 128):", show_table(8, 128, 12)]
+        parts += ["What lives when in lucid's step, from sizes alone (12 layers, 8 x 128):", show_table(8, 128)]
     if results.kernels:
         note = "Beside the read bandwidth: what a kernel reads and writes at least. Above 100 % it came from a cache."
         parts += ["## lucid's kernels", note, kernels_table(results)]
@@ -144,6 +144,11 @@ def _peer_row(case: CaseResult, row: Row) -> tuple[str, ...]:
         "-" if row.error is None else f"{row.error:.1%} of the bound",
         _ratio(min(ours.seconds) / times.minimum if ours else None),
     )
+
+
+def steps_text(case: CaseResult) -> str:
+    """Return the tables of a training step."""
+    return f"{_table(*step_parts(case))}\n\n{_table(*step_marks(case))}"
 
 
 def step_parts(case: CaseResult) -> tuple[Sequence[str], list[tuple[str, ...]]]:

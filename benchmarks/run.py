@@ -95,7 +95,7 @@ class Run:
                 for one in peers:
                     result.rows.append(self._checked(workers[one.name], workload.name, case, wanted, Path(folder)))
                 ready = {row.peer: row for row in result.rows if not row.note}
-                turns = take_turns({name: _turn(workers[name], row) for name, row in ready.items()}, own, 3 if self.is_quick else ROUNDS)
+                turns = take_turns({name: turn_of(workers[name], row) for name, row in ready.items()}, own, 3 if self.is_quick else ROUNDS)
                 for name, reason in turns.failed.items():
                     ready[name].seconds, ready[name].note = [], f"failed: {reason}"
                 self._finish(result, turns.n_rounds, turns.wanted)
@@ -193,7 +193,9 @@ def _guesses(found: dict[str, Any]) -> dict[str, Any]:
     return {"ids": np.array([found["ids"][:TOP_K]]), "scores": np.array([found["scores"][:TOP_K]])}
 
 
-def _turn(worker: Worker, row: Row) -> Callable[[], list[float]]:
+def turn_of(worker: Worker, row: Row) -> Callable[[], list[float]]:
+    """Return the function that lets a peer make some calls, and writes what it finds into its row."""
+
     def turn() -> list[float]:
         time.sleep(PAUSE_SECONDS)
         found = worker.call("turn")

@@ -1,6 +1,7 @@
 """A training step, part by part, in one process: time, memory at each moment, and a table of what lives when.
 
-`python -m benchmarks.training` prints the table; `--workloads W5` of the suite measures.
+`python -m benchmarks --workloads W5` measures one size beside every peer; `python -m benchmarks.training` measures others, beside
+transformers' eager form, with recomputation too, and prints the table.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
+from benchmarks.checkpoint import DEFAULT_CACHE, checkpoint
 from benchmarks.timing import Clock
 from benchmarks.workloads import P_LABEL
 
 P_DROP = 0.1
 LEARNING_RATE, MAX_NORM = 1e-5, 1.0
+MOST_ROWS, MOST_WORDS = 1024, 4608  # lucid/ops/decoder.py
 MB = 1e6
 PARTS = ("forward", "backward", "update")
 
@@ -27,6 +30,9 @@ class TrainingStep(Protocol):
 
     def check(self) -> dict[str, Any]:
         """Return the loss and the norm of its gradient without dropout, at the first weights; nothing is updated."""
+
+    def recompute(self) -> None:
+        """From now on, keep only the state before each layer."""
 
     def forward(self) -> Any:
         """Return the loss, with dropout."""
@@ -58,7 +64,7 @@ def first_step(side: TrainingStep) -> dict[str, Any]:
     """Return what is checked, and take a step: moments are made, caches are filled."""
     answer = side.check()
     loss = side.forward()
-    answer["loss_with_dropout"] = float(loss)
+    answer["loss_with_dropout"] = loss.detach().item()
     side.backward(loss)
     side.update(loss)
     return answer
@@ -85,7 +91,7 @@ def timed_step(side: TrainingStep, clock: Clock) -> tuple[dict[str, float], dict
 # What lives when
 
 
-def table(batch: int, length: int, layers: int) -> list[tuple[str, str, float]]:
+def table(batch: int, length: int, layers: int, is_recomputed: bool) -> list[tuple[str, str, float]]:
     """Return (what, when it is there, MB) for lucid's step of a model as wide as BERT-base, from sizes alone."""
     from lucid.models import BERTConfig
 
@@ -107,23 +113,27 @@ def table(batch: int, length: int, layers: int) -> list[tuple[str, str, float]]:
         "after it (x of dense_out)": t * f,
         "sum before the second LayerNorm": t * c + 2 * t,
     }
+    one_layer = sum(a_layer.values())
+    per_layer_kept = t * c if is_recomputed else one_layer
     last = t * c + 2 * t * c + p * (6 * c + 2 * f + h + 4)  # hidden, K and V; of labelled tokens x, Q, context, sums, results
     head = p * (3 * c + c + 4)
+    during = "while a layer is run again" if is_recomputed else f"forward to backward, x {layers - 1}"
     rows = [
         ("weights", "always", weights),
         ("moments m and v", "always, after the first step", 2 * weights),
-        *((f"a layer: {name}", f"forward to backward, x {layers - 1}", size) for name, size in a_layer.items()),
-        ("a layer, together", f"forward to backward, x {layers - 1}", sum(a_layer.values())),
-        ("all layers but the last", "forward to backward", (layers - 1) * sum(a_layer.values())),
+        *((f"a layer: {name}", during, size) for name, size in a_layer.items()),
+        ("a layer, together", during, one_layer),
+        ("all layers but the last", "forward to backward", (layers - 1) * per_layer_kept),
         ("the last layer: keys and values of all, the rest of labelled tokens", "forward to backward", last),
         ("embeddings: sum before the LayerNorm", "forward to backward", t * c + 2 * t),
         ("head: transform of labelled tokens", "forward to backward", head),
-        ("gradient of the word table", "backward to update", v * c),
+        ("gradient of the word table and of the head's result", "loss to update", v * c + v + p * c),
         ("gradients of the rest", "backward to update, layer by layer", weights - v * c),
-        ("gradients of a layer's activations", "within backward of that layer", t * f + 4 * t * c),
+        ("of these, a layer's", "backward to update", per_layer),
+        ("gradients of a layer's activations", "within backward of that layer", 2 * t * f + 3 * t * c),
         ("a weight in panels", "within one product, forward and backward", c * f),
-        ("the vocabulary in panels", "within the loss, forward", v * c),
-        ("logits of 4096 words, their weights in panels twice", "within the loss, backward", p * 4096 + 2 * 4096 * c),
+        (f"logits of labelled tokens, at most {MOST_ROWS}", "within the loss", min(p, MOST_ROWS) * v),
+        (f"{MOST_WORDS} words in panels", "within the loss", MOST_WORDS * c),
     ]
     return [(what, when, 4 * size / MB) for what, when, size in rows]
 
@@ -133,31 +143,61 @@ def peaks(rows: list[tuple[str, str, float]]) -> dict[str, float]:
     size = {what: mb for what, _, mb in rows}
     fixed = size["weights"] + size["moments m and v"]
     kept = sum(mb for what, when, mb in rows if when == "forward to backward")
-    gradients = size["gradient of the word table"] + size["gradients of the rest"]
-    loss = size["logits of 4096 words, their weights in panels twice"]
+    word_table = size["gradient of the word table and of the head's result"]
+    loss = sum(mb for what, when, mb in rows if when == "within the loss")
+    layer = size["gradients of a layer's activations"] + size["a weight in panels"]
+    again = sum(mb for what, when, mb in rows if what == "a layer, together" and when == "while a layer is run again")
+    gradients = word_table + size["gradients of the rest"]
     return {
-        "in the loss, forward": fixed + kept + size["the vocabulary in panels"],
-        "after forward": fixed + kept,
-        "in the loss, backward": fixed + kept + size["gradient of the word table"] + loss,
-        "end of backward: the word table's two gradients meet": fixed + gradients + size["gradient of the word table"],
-        "update": fixed + gradients,
+        "within the loss": fixed + kept + word_table + loss,
+        "after forward": fixed + kept + word_table,
+        "in backward of the layer before the last": fixed + kept + word_table + again + layer,
+        "in backward of the first layer": fixed + gradients - size["of these, a layer's"] + size["a layer, together"] + layer,
+        "end of backward, and update": fixed + gradients,
     }
 
 
-def show_table(batch: int, length: int, layers: int) -> str:
+def show_table(batch: int, length: int, layers: int = 12, is_recomputed: bool = False) -> str:
     """Return both as Markdown."""
-    rows = table(batch, length, layers)
+    rows = table(batch, length, layers, is_recomputed)
     lines = ["| what | when | MB |", "| --- | --- | --- |", *(f"| {what} | {when} | {mb:.1f} |" for what, when, mb in rows)]
     lines += ["", "| moment | arrays, MB |", "| --- | --- |", *(f"| {moment} | {mb:.0f} |" for moment, mb in peaks(rows).items())]
     return "\n".join(lines)
 
 
+# Other sizes
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of arguments."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
+    for name, default, what in (
+        ("batch", 8, "sequences"),
+        ("length", 128, "tokens of each"),
+        ("layers", 12, "of the table; what is measured has 12"),
+        ("rounds", 3, "steps that are measured of each, in turns"),
+        ("threads", 0, "default: lucid's default"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=what)
+    parser.add_argument("--recompute", action="store_true", help="keep only the state before each layer")
+    parser.add_argument("--table", action="store_true", help="print sizes alone")
+    parser.add_argument("--cache", type=Path, metavar="DIR", default=DEFAULT_CACHE, help="what is made once")
+    return parser
+
+
 def main() -> None:
-    """Print the table for other sizes."""
-    parser = argparse.ArgumentParser(description="What lives when in lucid's training step, from sizes alone.")
-    for name, default in (("batch", 8), ("length", 128), ("layers", 12)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    print(show_table(**vars(parser.parse_args())))
+    """Print the table, and measure lucid beside transformers' eager form."""
+    args = parser().parse_args()
+    print(show_table(args.batch, args.length, args.layers, args.recompute))
+    if args.table:
+        return
+    from benchmarks.peers import Setting
+    from benchmarks.step import measure
+    from lucid import get_num_threads
+
+    args.cache.mkdir(parents=True, exist_ok=True)
+    setting = Setting(checkpoint(args.cache, "base"), args.cache / "peers-base", args.threads or get_num_threads(), "base")
+    print("\n" + measure(setting, args.batch, args.length, args.rounds, args.recompute))
 
 
 if __name__ == "__main__":

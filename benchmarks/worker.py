@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks import peers
 from benchmarks.timing import CLOCKS
 from benchmarks.training import first_step, timed_step
-from benchmarks.workloads import Task, find
+from benchmarks.workloads import Case, Task, find
 
 # Calls that are shorter than this are repeated within a turn.
 TURN_SECONDS = 0.3
@@ -52,6 +52,14 @@ class Session:
         self.task = found.task
         self.run = getattr(self.peer, self.task.value)(found)
         return {}
+
+    def prepare_step(self, batch: int, length: int, is_recomputed: bool) -> dict[str, Any]:
+        """Load what a training step of any size needs, check it alone, and take the first."""
+        self.task = Task.TRAINING_STEP
+        self.run = self.peer.training_step(Case(f"{batch}x{length}", self.task, (length,) * batch))
+        if is_recomputed:
+            self.run.recompute()
+        return first_step(self.run)
 
     def answer(self, path: str) -> dict[str, Any]:
         """Answer once and write it to a file; later calls are warm."""

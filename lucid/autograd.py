@@ -87,6 +87,7 @@ class Node:
     targets : for each input where its gradient goes: the node that made it, itself if it is a leaf, None if
         it wants none; dropped once backward has run
     parameters : those among the inputs, and their versions at the time
+    is_fresh : of the kernel
     """
 
     number: int
@@ -95,6 +96,7 @@ class Node:
     saved: Any
     targets: tuple[Node | Tensor | None, ...]
     parameters: tuple[tuple[Tensor, int], ...]
+    is_fresh: bool = False
 
     def check(self) -> None:
         """Raise RuntimeError unless backward can run, and would see what forward saw."""
@@ -139,16 +141,19 @@ def apply(op: Op, *inputs: Any, **params: Any) -> Any:
         return tuple(Tensor(np.asarray(array)) for array in result)
     out = Tensor(result)
     if is_recorded:
-        _record(out, op.name, op.on(arrays[0]).backward, saved, inputs)
+        kernel = op.on(arrays[0])
+        _record(out, op.name, kernel.backward, saved, inputs, kernel.is_fresh)
     return out
 
 
-def _record(out: Tensor, name: str, backward: Callable[[Any, Array], Any] | None, saved: Any, inputs: Iterable[Any]) -> None:
+def _record(
+    out: Tensor, name: str, backward: Callable[[Any, Array], Any] | None, saved: Any, inputs: Iterable[Any], is_fresh: bool = False
+) -> None:
     tensors = tuple(x if isinstance(x, Tensor) else None for x in inputs)
     targets = tuple((x.node or x) if x is not None and x.requires_grad else None for x in tensors)
     # Those without requires_grad as well: their values were saved, too.
     parameters = tuple((x, int(x.version)) for x in tensors if x is not None and hasattr(x, "version"))
-    out.node = Node(next(_numbers), name, backward, saved, targets, parameters)
+    out.node = Node(next(_numbers), name, backward, saved, targets, parameters, is_fresh)
     out.requires_grad = True
 
 
@@ -234,7 +239,7 @@ def _step_back(node: Node, waiting: dict[Node, Array]) -> None:
         return
     for target, d_x in node.run(waiting.pop(node)):
         if isinstance(target, Tensor):
-            target.accumulate(d_x)
+            target.accumulate(d_x, is_own=node.is_fresh)
         elif target in waiting:
             waiting[target] = waiting[target] + _dense(d_x)
         else:

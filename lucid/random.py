@@ -13,6 +13,7 @@ import threading
 from enum import IntEnum
 
 from lucid._ext import kernels
+from lucid.threads import in_forked_child
 
 
 class Purpose(IntEnum):
@@ -30,6 +31,15 @@ class Purpose(IntEnum):
 _lock = threading.Lock()
 _seed: int = int.from_bytes(os.urandom(8), "little")
 _calls: int = 0
+
+
+def _renew_lock() -> None:
+    # Another thread may have held it when this process was forked: nobody would ever release it.
+    global _lock
+    _lock = threading.Lock()
+
+
+in_forked_child(_renew_lock)
 
 
 def check_seed(seed: int) -> int:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from lucid.device import Device, check_device, device_of
+from lucid.threads import in_forked_child
 
 _accumulating = threading.Lock()
+
+
+def _renew_lock() -> None:
+    # Another thread may have held it when this process was forked: nobody would ever release it.
+    global _accumulating
+    _accumulating = threading.Lock()
+
+
+in_forked_child(_renew_lock)
 
 
 class Tensor:
@@ -38,11 +49,11 @@ class Tensor:
     ``numpy.asarray(tensor)`` and ``numpy.from_dlpack(tensor)`` share the memory of a CPU tensor.
     """
 
-    __slots__ = ("_array", "grad", "node", "requires_grad")
+    __slots__ = ("_array", "_grad", "_is_own_grad", "node", "requires_grad")
 
     def __init__(self, data: Any, dtype: Any = None, device: Device = "cpu", requires_grad: bool = False) -> None:
         check_device(device)
-        self.grad: Any = None
+        self.grad = None
         self.node: Any = None
         self.requires_grad = requires_grad
         self._array: np.ndarray[Any, Any] | None = as_array(data, dtype)
@@ -53,6 +64,16 @@ class Tensor:
     def array(self) -> Any:
         """The array itself: NumPy on the CPU, CuPy on the GPU."""
         return self._array
+
+    @property
+    def grad(self) -> Any:
+        """What `backward` has added up so far."""
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Any) -> None:
+        self._grad = value
+        self._is_own_grad = False  # the array may be someone else's, too
 
     @property
     def data(self) -> Any:
@@ -95,8 +116,8 @@ class Tensor:
         """Return the same values off the tape."""
         return Tensor(self.array)
 
-    def accumulate(self, gradient: Any) -> None:
-        """Add a gradient, an array or a `RowsGradient`, to `grad`.
+    def accumulate(self, gradient: Any, *, is_own: bool = False) -> None:
+        """Add a gradient, an array or a `RowsGradient`, to `grad`; with `is_own` the array becomes the tensor's.
 
         Raises
         ------
@@ -107,14 +128,22 @@ class Tensor:
             raise ValueError(f"a gradient of shape {gradient.shape} for a tensor of shape {self.shape}")
         with _accumulating:  # two threads may go back into one model
             if isinstance(gradient, np.ndarray):
-                # The first one may be shared with another tensor, so it is never written to.
-                self.grad = gradient if self.grad is None else self.grad + gradient
+                if self.grad is None:
+                    # Unless it is its own, another tensor may share it, and it is never written to.
+                    self._grad, self._is_own_grad = gradient, is_own
+                elif self._is_own_grad:
+                    np.add(self.grad, gradient, out=self.grad)
+                else:
+                    self._grad, self._is_own_grad = np.asarray(self.grad + gradient), True
             else:
-                total = np.zeros(self.shape, np.float32) if self.grad is None else np.array(self.grad)
-                gradient.add_to(total)
-                self.grad = total
+                if not self._is_own_grad:
+                    self._grad = np.zeros(self.shape, np.float32) if self.grad is None else np.array(self.grad)
+                    self._is_own_grad = True
+                gradient.add_to(self.grad)
 
     def __mul__(self, factor: float) -> Tensor:
+        if not isinstance(factor, Real):  # not a Tensor: its gradient would be lost
+            return NotImplemented
         from lucid.autograd import apply
         from lucid.ops.total import scale
 
@@ -124,7 +153,7 @@ class Tensor:
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> Tensor:
-        return self * (1.0 / divisor)
+        return self * (1.0 / divisor) if isinstance(divisor, Real) else NotImplemented  # type: ignore[no-any-return]
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """Return the values as a NumPy array; it shares memory if the tensor is on the CPU."""
@@ -147,7 +176,17 @@ class Tensor:
         return self.numpy().tolist()
 
     def to(self, target: Any) -> Tensor:
-        """Return this tensor on another device ("cpu", "gpu") or with another dtype; itself if nothing changes."""
+        """Return this tensor on another device ("cpu", "gpu") or with another dtype; itself if nothing changes.
+
+        Raises
+        ------
+        DeviceError
+            There is no such device here.
+        TypeError
+            `target` is neither a device nor a dtype of numbers.
+        """
+        if target is None:
+            raise TypeError('to() wants "cpu", "gpu" or a dtype, not None')
         if target in ("cpu", "gpu"):
             check_device(target)
             return self

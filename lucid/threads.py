@@ -5,6 +5,7 @@ The answer changes no result: every kernel gives the same bits for any number of
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from lucid import _ext
@@ -36,14 +37,19 @@ def _cgroup_cpus() -> int | None:
 _cgroup_limit = _cgroup_cpus()
 
 
-def _after_fork_in_child() -> None:
+def in_forked_child(action: Callable[[], None]) -> None:
+    """Have `action` run in every child that this process forks, before anything else."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=action)
+
+
+def _use_one_thread() -> None:
     # GCC's OpenMP runtime does not survive fork: its threads are gone, and it waits for them for ever.
     global _is_forked_child
     _is_forked_child = True
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+in_forked_child(_use_one_thread)
 
 
 def set_num_threads(n: int | None) -> None:
@@ -64,7 +70,8 @@ def set_num_threads(n: int | None) -> None:
 
     Notes
     -----
-    Results do not depend on it, to the bit. A process forked after kernels ran uses one thread.
+    Results do not depend on it, to the bit. A process that was forked after lucid was in use has one thread,
+    whatever is set here.
     """
     global _chosen
     if n is not None:

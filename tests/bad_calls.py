@@ -34,7 +34,7 @@ from lucid.ops.adamw import adamw_step, sum_of_squares
 from lucid.ops.attention import AttentionDropout, attention
 from lucid.ops.attention_map import attention_map
 from lucid.ops.cross_entropy import cross_entropy
-from lucid.ops.decoder import decoder_cross_entropy, decoder_top_k
+from lucid.ops.decoder import decoder_cross_entropy, decoder_loss, decoder_top_k
 from lucid.ops.dropout import dropout
 from lucid.ops.embedding import embedding
 from lucid.ops.layer_norm import layer_norm
@@ -424,10 +424,12 @@ class World:
         for parameter in model.parameters():
             parameter.grad = np.ones(parameter.shape, np.float32)
 
-        def use(loss: Any, batch: Any, n_warmup: Any, n_steps: Any, decay: Any, final: Any, **settings: Any) -> Any:
+        def use(loss: Any, batch: Any, divisor: Any, n_warmup: Any, n_steps: Any, decay: Any, final: Any, **settings: Any) -> Any:
             optimizer = optim.AdamW(**settings)
-            optim.Schedule(optimizer, n_warmup, n_steps, decay, final).step()
-            optimizer.step(loss, batch=batch)
+            schedule = optim.Schedule(optimizer, n_warmup, n_steps, decay, final)
+            schedule.load_state_dict(schedule.state_dict())
+            schedule.step()
+            optimizer.step(loss, batch=batch, divisor=divisor)
             optimizer.load_state_dict(optimizer.state_dict())
             return [lucid.Tensor(parameter) for parameter in model.parameters()]
 
@@ -436,7 +438,7 @@ class World:
         call.add(instead([], [{"params": []}], [{"params": [5]}], [bias] * 2, model.parameters(), [bias]), params=model)
         call.add(instead((0.9,), (0.9, 1.0), (NAN, 0.5), (1, 2, 3), *NUMBERS), betas=(0.9, 0.999))
         call.add(instead(*NUMBERS), lr=1e-3, eps=1e-8, weight_decay=0.01, max_grad_norm=1.0)
-        call.add(instead(*NUMBERS, lucid.Tensor(1.0)), loss=1.0, batch=None, n_warmup=2, n_steps=5, decay="linear", final=0.1)
+        call.add(instead(*NUMBERS, lucid.Tensor(1.0)), loss=1.0, batch=None, divisor=3, n_warmup=2, n_steps=5, decay="linear", final=0.1)
         return call
 
     # --------------------------------------------------------------------------------------------- lucid
@@ -535,6 +537,8 @@ class World:
         weight = floats(rng, n, k)
         arrays = {"x": floats(rng, p, k), "weight": one(rng, weight, PackedWeight.pack(weight)), "bias": one(rng, None, floats(rng, n))}
         if rng.random() < 0.5:
+            if rng.random() < 0.5:
+                return op_call(decoder_loss, 3, **arrays, labels=ints(rng, n, p), divisor=p + 1)
             return op_call(decoder_cross_entropy, 3, **arrays, labels=ints(rng, n, p))
 
         def check(result: Any, arguments: dict[str, Any]) -> None:

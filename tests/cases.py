@@ -14,7 +14,7 @@ from lucid.ops.activation import activation
 from lucid.ops.attention import AttentionDropout, attention
 from lucid.ops.attention_map import attention_map
 from lucid.ops.cross_entropy import cross_entropy
-from lucid.ops.decoder import decoder_cross_entropy, decoder_top_k
+from lucid.ops.decoder import decoder_cross_entropy, decoder_loss, decoder_top_k
 from lucid.ops.dropout import dropout
 from lucid.ops.embedding import embedding
 from lucid.ops.layer_norm import layer_norm
@@ -227,6 +227,15 @@ def _decoder_cross_entropy(n_rows: int, n_words: int, width: int, bias: bool = T
     return Case(decoder_cross_entropy, label, build, reference.decoder_cross_entropy, reference.decoder_cross_entropy_bound)
 
 
+def _decoder_loss(n_rows: int, n_words: int, width: int, divisor: float, bias: bool = True, packed: bool = False) -> Case:
+    def build(rng: Rng) -> Call:
+        call = _decoder_cross_entropy(n_rows, n_words, width, bias, packed).build(rng)
+        return Call(call.arrays, {**call.params, "divisor": divisor}, call.packed)
+
+    label = f"{n_rows}x{n_words}x{width}{'-bias' if bias else ''}{'-packed' if packed else ''}-over {divisor}"
+    return Case(decoder_loss, label, build, reference.decoder_loss, reference.decoder_loss_bound)
+
+
 def _decoder_top_k(n_rows: int, n_words: int, width: int, k: int, bias: bool = True, packed: bool = False) -> Case:
     def build(rng: Rng) -> Call:
         return Call(_decoder_arrays(rng, n_rows, n_words, width, bias), {"k": k}, "weight" if packed else None)
@@ -382,6 +391,10 @@ CASES: tuple[Case, ...] = (
     _decoder_cross_entropy(7, 385, 26, bias=False, packed=True),
     _decoder_cross_entropy(129, 1021, 26, packed=True),
     _decoder_cross_entropy(5, 1200, 768),
+    _decoder_loss(5, 31, 7, 5),
+    _decoder_loss(0, 31, 7, 1),
+    _decoder_loss(7, 385, 26, 1, bias=False, packed=True),
+    _decoder_loss(129, 1021, 26, 129),
     _decoder_top_k(5, 31, 7, 3),
     _decoder_top_k(0, 31, 7, 1),
     _decoder_top_k(1, 1, 1, 1, bias=False),

@@ -169,6 +169,10 @@ def decoder_cross_entropy(x: Array, weight: Array, bias: Array | None = None, *,
     return cross_entropy(linear(x, weight, bias), labels=labels)
 
 
+def decoder_loss(x: Array, weight: Array, bias: Array | None = None, *, labels: Array, divisor: float) -> Array:
+    return total(decoder_cross_entropy(x, weight, bias, labels=labels), divisor=divisor)
+
+
 def top_k(logits: Array, k: int) -> tuple[Array, Array]:
     """The k largest of every row, falling; equal values by rising column."""
     ids = np.argsort(-logits, axis=1, kind="stable")[:, :k]
@@ -375,6 +379,11 @@ def decoder_cross_entropy_bound(x: Array, weight: Array, bias: Array | None = No
     logits, of_logits = linear(x, weight, bias), linear_bound(x, weight, bias)
     loss = cross_entropy(logits, labels=labels)
     return _loss_error(logits, loss, of_logits) + of_logits[np.arange(len(x)), labels]
+
+
+def decoder_loss_bound(x: Array, weight: Array, bias: Array | None = None, *, labels: Array, divisor: float) -> Array:
+    bound = decoder_cross_entropy_bound(x, weight, bias, labels=labels).sum() / divisor
+    return np.asarray(bound + U * np.abs(decoder_loss(x, weight, bias, labels=labels, divisor=divisor)))
 
 
 def decoder_top_k_bound(x: Array, weight: Array, bias: Array | None = None, *, k: int) -> tuple[Array, Array, Array]:

@@ -106,6 +106,10 @@ class LucidStep:
                 if hasattr(module, name):
                     setattr(module, name, p)
 
+    def recompute(self) -> None:
+        """Keep only the state before each layer."""
+        self.model.bert.encoder.is_recomputed = True
+
     def forward(self) -> Any:
         """Return the loss, with dropout."""
         return self.model.get_loss(self.labels, self.ids)

@@ -167,7 +167,11 @@ class TransformersStep:
         norm = self.torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         self.optimizer.zero_grad()
         self.model.train()
-        return {"loss": float(loss), "gradient_norm": float(norm)}
+        return {"loss": loss.detach().item(), "gradient_norm": float(norm)}
+
+    def recompute(self) -> None:
+        """Keep only the state before each layer."""
+        self.model.gradient_checkpointing_enable()
 
     def forward(self) -> Any:
         """Return the loss."""

@@ -2,7 +2,7 @@
 
 The same sources are compiled once per instruction set. The best one that the CPU can run is chosen at
 import; the environment variable ``LUCID_ISA`` (a name from `_cpu.instruction_sets`) overrides the choice,
-and raises where it cannot run. ``avx512`` is used only where it is asked for.
+and raises where it cannot run.
 """
 
 import importlib

@@ -42,7 +42,8 @@ def instruction_sets():
     """Names of the kernel builds that this CPU and its operating system can run; the first is the default."""
     if IS_AARCH64:
         return ["neon"]
-    return (["avx2"] if runs_avx2() else []) + (["avx512"] if runs_avx512() else []) + ["baseline"]
+    # AVX-512 comes first: twice as fast where a core has 512-bit units, as fast where it works them in halves (docs/cpus.md).
+    return (["avx512"] if runs_avx512() else []) + (["avx2"] if runs_avx2() else []) + ["baseline"]
 
 
 def has_openmp():

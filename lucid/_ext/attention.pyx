@@ -66,7 +66,7 @@ cdef void attend(
             keys = min(KEY_BLOCK, n_keys - k0)
             for p in range((keys + PANEL - 1) // PANEL):
                 rows_by_panel(q, call.q_stride, n_queries, k_panels + (k0 + p * PANEL) * width, width,
-                              scores + p * PANEL, KEY_BLOCK, False)
+                              scores + p * PANEL, KEY_BLOCK, keys - p * PANEL, False)
             for i in range(n_queries):
                 score_row = scores + i * KEY_BLOCK
                 top = reduce_row(MAX, score_row, NULL, keys, 1, 0) * call.scale
@@ -75,7 +75,7 @@ cdef void attend(
                     if top < m[i]:
                         top = m[i]
                     alpha = exp1(m[i] - top)
-                    scale_row(o + i * wide, wide, alpha)
+                    scale_row(o + i * wide, width, alpha)
                     l[i] *= alpha
                 else:
                     l[i] = 0
@@ -87,10 +87,10 @@ cdef void attend(
                              call.keep_scale)
             for p in range(width_panels):
                 rows_by_panel(scores, KEY_BLOCK, n_queries, v_panels + p * PANEL * n_keys + k0 * PANEL, keys,
-                              o + p * PANEL, wide, key_block > 0)
+                              o + p * PANEL, wide, width - p * PANEL, key_block > 0)
         for i in range(n_queries):
             row = q0 + i
-            scale_row(o + i * wide, wide, 1 / l[i])
+            scale_row(o + i * wide, width, 1 / l[i])
             memcpy(call.out + (row * call.n_heads + head) * width, o + i * wide, width * sizeof(float))
             if call.lse is not NULL:
                 call.lse[row * call.n_heads + head] = m[i] + <float> log1(l[i])
@@ -98,18 +98,19 @@ cdef void attend(
 
 cdef inline void rows_by_panel(
     const float *a, Py_ssize_t a_stride, Py_ssize_t n_rows, const float *panel, Py_ssize_t k, float *c,
-    Py_ssize_t c_stride, bint add,
+    Py_ssize_t c_stride, Py_ssize_t columns, bint add,
 ) noexcept nogil:
+    """c[n_rows, columns] = (add ? c : 0) + a . panel; columns beyond the panel are not its business."""
     cdef Py_ssize_t t, i
     for t in range((n_rows + TILE_ROWS - 1) // TILE_ROWS):
         i = t * TILE_ROWS
-        chains(<int> min(TILE_ROWS, n_rows - i), a + i * a_stride, a_stride, panel, k, c + i * c_stride, c_stride, add,
+        chains(<int> min(TILE_ROWS, n_rows - i), columns, a + i * a_stride, a_stride, panel, k, c + i * c_stride, c_stride, add,
                <const char *> panel, 0)
 
 
 cdef inline void scale_row(float *x, Py_ssize_t n, float factor) noexcept nogil:
     cdef Py_ssize_t i
-    for i in range(n // LANES):  # rows of `o` are whole panels
+    for i in range((n + LANES - 1) // LANES):  # rows of `o` are whole panels
         store(x + i * LANES, load(x + i * LANES) * set1(factor))
 
 
@@ -138,9 +139,9 @@ def attention_forward(
     call.q = &q[0, 0]
     call.k = &k[0, 0]
     call.v = &v[0, 0]
-    call.q_stride = q.strides[0] // sizeof(float)
-    call.k_stride = k.strides[0] // sizeof(float)
-    call.v_stride = v.strides[0] // sizeof(float)
+    call.q_stride = q.strides[0] // <Py_ssize_t> sizeof(float)
+    call.k_stride = k.strides[0] // <Py_ssize_t> sizeof(float)
+    call.v_stride = v.strides[0] // <Py_ssize_t> sizeof(float)
     call.n_heads = n_heads
     call.head_width = out.shape[1] // n_heads
     call.scale = scale
@@ -251,8 +252,10 @@ cdef void attend_backward(
             k0 = key_block * KEY_BLOCK
             keys = min(KEY_BLOCK, n - k0)
             for panel in range((keys + PANEL - 1) // PANEL):
-                rows_by_panel(q, call.q_stride, rows, k_rows + (k0 + panel * PANEL) * width, width, p + k0 + panel * PANEL, row, False)
-                rows_by_panel(do, stride, rows, v_rows + (k0 + panel * PANEL) * width, width, dp + k0 + panel * PANEL, row, False)
+                rows_by_panel(q, call.q_stride, rows, k_rows + (k0 + panel * PANEL) * width, width, p + k0 + panel * PANEL, row,
+                              keys - panel * PANEL, False)
+                rows_by_panel(do, stride, rows, v_rows + (k0 + panel * PANEL) * width, width, dp + k0 + panel * PANEL, row,
+                              keys - panel * PANEL, False)
             for i in range(rows):
                 p_row = p + i * row + k0
                 dp_row = dp + i * row + k0
@@ -267,11 +270,12 @@ cdef void attend_backward(
                         mask[i * KEY_BLOCK + j] *= p_row[j]
                 delta[i] += dot_row(p_row, dp_row, keys)
             if call.threshold:
-                transpose(mask, KEY_BLOCK, rows, keys, turned)
+                transpose(mask, KEY_BLOCK, rows, keys, turned, rows)
             else:
-                transpose(p + k0, row, rows, keys, turned)
+                transpose(p + k0, row, rows, keys, turned, rows)
             for panel in range(wide_panels):
-                rows_by_panel(turned, rows, keys, do_columns + panel * PANEL * rows, rows, dv + k0 * wide + panel * PANEL, wide, True)
+                rows_by_panel(turned, rows, keys, do_columns + panel * PANEL * rows, rows, dv + k0 * wide + panel * PANEL, wide,
+                              width - panel * PANEL, True)
         for i in range(rows):
             p_row = p + i * row
             dp_row = dp + i * row
@@ -281,10 +285,12 @@ cdef void attend_backward(
         for key_block in range(n_blocks):
             k0 = key_block * KEY_BLOCK
             keys = min(KEY_BLOCK, n - k0)
-            transpose(dp + k0, row, rows, keys, turned)
+            transpose(dp + k0, row, rows, keys, turned, rows)
             for panel in range(wide_panels):
-                rows_by_panel(turned, rows, keys, q_columns + panel * PANEL * rows, rows, dk + k0 * wide + panel * PANEL, wide, True)
-                rows_by_panel(dp + k0, row, rows, k_columns + panel * PANEL * n + k0 * PANEL, keys, dq + panel * PANEL, wide, key_block > 0)
+                rows_by_panel(turned, rows, keys, q_columns + panel * PANEL * rows, rows, dk + k0 * wide + panel * PANEL, wide,
+                              width - panel * PANEL, True)
+                rows_by_panel(dp + k0, row, rows, k_columns + panel * PANEL * n + k0 * PANEL, keys, dq + panel * PANEL, wide,
+                              width - panel * PANEL, key_block > 0)
         for i in range(rows):
             memcpy(d.d_q + (q0 + i) * d.q_stride + head * width, dq + i * wide, width * sizeof(float))
     for i in range(n):
@@ -337,15 +343,15 @@ def attention_backward(
     d.d_q = &d_q[0, 0] if n_queries else NULL
     d.d_k = &d_k[0, 0]
     d.d_v = &d_v[0, 0]
-    d.q_stride = d_q.strides[0] // sizeof(float)
-    d.k_stride = d_k.strides[0] // sizeof(float)
-    d.v_stride = d_v.strides[0] // sizeof(float)
+    d.q_stride = d_q.strides[0] // <Py_ssize_t> sizeof(float)
+    d.k_stride = d_k.strides[0] // <Py_ssize_t> sizeof(float)
+    d.v_stride = d_v.strides[0] // <Py_ssize_t> sizeof(float)
     call.q = &q[0, 0] if n_queries else NULL
     call.k = &k[0, 0]
     call.v = &v[0, 0]
-    call.q_stride = q.strides[0] // sizeof(float)
-    call.k_stride = k.strides[0] // sizeof(float)
-    call.v_stride = v.strides[0] // sizeof(float)
+    call.q_stride = q.strides[0] // <Py_ssize_t> sizeof(float)
+    call.k_stride = k.strides[0] // <Py_ssize_t> sizeof(float)
+    call.v_stride = v.strides[0] // <Py_ssize_t> sizeof(float)
     call.n_heads = n_heads
     call.head_width = k.shape[1] // n_heads
     call.scale = scale

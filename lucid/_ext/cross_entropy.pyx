@@ -12,6 +12,9 @@ cdef struct BlockSum:
     float total   # sum of exp(logit - top)
 
 
+vocabulary_block = VOCABULARY_BLOCK
+
+
 cdef inline void sum_block(const float *x, Py_ssize_t n, BlockSum *out) noexcept nogil:
     """A word may be excluded by a logit of -inf; where all of a block are, the total is 0, or NaN if one is NaN."""
     out.top = reduce_row(MAX, x, NULL, n, 1, 0)
@@ -63,6 +66,44 @@ cdef void cross_entropy_row(
     log_sum = join_blocks(sums, n_blocks)
     lse[0] = <float> log_sum
     loss[0] = <float> (log_sum - x[label]) if label >= 0 else 0
+
+
+def logit_sums(
+    const float[:, ::1] logits, const int32_t[::1] labels, Py_ssize_t first_word, float[:, :, ::1] sums, float[::1] label_logits,
+    int n_threads,
+):
+    """What the words from `first_word` on, a multiple of `vocabulary_block`, leave of each row for `join_sums`.
+
+    sums : (P, n_blocks, 2), the blocks of all words: largest logit, sum of exponentials
+    label_logits : (P,); written where the label is one of these words
+    """
+    cdef Py_ssize_t n_rows = logits.shape[0], n = logits.shape[1], n_blocks = sums.shape[1], p
+    if n_rows == 0 or n == 0:
+        return
+    cdef const float *px = &logits[0, 0]
+    cdef const int32_t *label = &labels[0]
+    cdef BlockSum *ps = <BlockSum *> &sums[0, 0, 0] + first_word // VOCABULARY_BLOCK
+    cdef float *po = &label_logits[0]
+    for p in prange(n_rows, nogil=True, schedule="static", num_threads=n_threads):
+        row_sums(px + p * n, n, label[p] - first_word, ps + p * n_blocks, po + p)
+
+
+cdef inline void row_sums(const float *x, Py_ssize_t n, Py_ssize_t label, BlockSum *sums, float *label_logit) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range((n + VOCABULARY_BLOCK - 1) // VOCABULARY_BLOCK):
+        sum_block(x + i * VOCABULARY_BLOCK, min(VOCABULARY_BLOCK, n - i * VOCABULARY_BLOCK), sums + i)
+    if 0 <= label < n:
+        label_logit[0] = x[label]
+
+
+def join_sums(const float[:, :, ::1] sums, float[::1] losses, float[::1] lse):
+    """lse[p] from the sums of all blocks; losses[p], which holds the label's logit, becomes lse[p] minus it."""
+    cdef Py_ssize_t p
+    cdef double log_sum
+    for p in range(sums.shape[0]):
+        log_sum = join_blocks(<const BlockSum *> &sums[p, 0, 0], sums.shape[1])
+        lse[p] = <float> log_sum
+        losses[p] = <float> (log_sum - losses[p])
 
 
 def cross_entropy_backward(

@@ -16,12 +16,9 @@ ctypedef enum Activation:
     ERF = 7
 
 
-cdef inline vf exp_vector(vf x) noexcept nogil:
-    """exp(x): 0 below -87.3, infinite above 88.37."""
-    cdef vi is_tiny = less(x, set1(-87.3))
-    cdef vi is_huge = less(set1(88.37), x)
+cdef inline vf exp_inside(vf x) noexcept nogil:
+    """exp(x) for -87.3 <= x <= 88.37; a NaN stays one."""
     cdef vf n, r, p
-    x = maximum(set1(-87.3), minimum(set1(88.37), x))
     # Adding 1.5 * 2^23 rounds to an integer, and leaves that integer in the low bits.
     n = fma(x, set1(1.44269504088896341), set1(12582912.0))
     p = n - set1(12582912.0)
@@ -34,8 +31,12 @@ cdef inline vf exp_vector(vf x) noexcept nogil:
     p = fma(p, r, set1(5.0000001201e-1))
     p = fma(p, r * r, r) + set1(1)
     # Times 2^n, which is made of n's bits; a product, so that a NaN stays one.
-    p = p * as_float((as_bits(n) << 23) + as_bits(set1(1)))
-    return choose(is_huge, set1(INFINITY), choose(is_tiny, set1(0), p))
+    return p * as_float((as_bits(n) << 23) + as_bits(set1(1)))
+
+
+cdef inline vf exp_vector(vf x) noexcept nogil:
+    """exp(x): 0 below -87.3, infinite above 88.37."""
+    return choose(less(set1(88.37), x), set1(INFINITY), choose(less(x, set1(-87.3)), set1(0), exp_inside(x)))
 
 
 cdef inline float exp1(float x) noexcept nogil:
@@ -82,7 +83,7 @@ cdef inline vf erf_vector(vf x) noexcept nogil:
     far = fma(far, t, set1(-1.06777877e-1))
     far = fma(far, t, set1(-6.34846687e-1))
     far = fma(far, t, set1(-1.28717512e-1))
-    far = set1(1) - exp_vector(fma(far, t, set1(0) - t))
+    far = set1(1) - exp_inside(fma(far, t, set1(0) - t))  # from -18 to 0
     return choose(less(set1(0.927734375), t), as_float(as_bits(far) | sign), near)
 
 

@@ -37,30 +37,36 @@ cdef inline TileRow zeros() noexcept nogil:
     return row
 
 
-cdef inline void add_products(TileRow *row, float a, vf b0, vf b1, vf b2) noexcept nogil:
+cdef inline void add_products(int vectors, TileRow *row, float a, vf b0, vf b1, vf b2) noexcept nogil:
     cdef vf x = set1(a)
     ACCUMULATE(row.c0, x, b0)
-    ACCUMULATE(row.c1, x, b1)
-    ACCUMULATE(row.c2, x, b2)
+    if vectors > 1:
+        ACCUMULATE(row.c1, x, b1)
+    if vectors > 2:
+        ACCUMULATE(row.c2, x, b2)
 
 
-cdef inline void put(float *c, TileRow row, bint add) noexcept nogil:
+cdef inline void put(int vectors, float *c, TileRow row, bint add) noexcept nogil:
     if add:
         row.c0 = load(c) + row.c0
-        row.c1 = load(c + LANES) + row.c1
-        row.c2 = load(c + 2 * LANES) + row.c2
+        if vectors > 1:
+            row.c1 = load(c + LANES) + row.c1
+        if vectors > 2:
+            row.c2 = load(c + 2 * LANES) + row.c2
     store(c, row.c0)
-    store(c + LANES, row.c1)
-    store(c + 2 * LANES, row.c2)
+    if vectors > 1:
+        store(c + LANES, row.c1)
+    if vectors > 2:
+        store(c + 2 * LANES, row.c2)
 
 
 cdef inline void tile(
-    int rows, int unroll, const float *a, Py_ssize_t a_stride, const float *b, Py_ssize_t k,
+    int rows, int vectors, int unroll, const float *a, Py_ssize_t a_stride, const float *b, Py_ssize_t k,
     float *c, Py_ssize_t c_stride, bint add, const char *next_panel, Py_ssize_t next_step,
 ) noexcept nogil:
-    """c[rows, PANEL] = (add ? c : 0) + a[rows, k] . b[k, PANEL], k a multiple of `unroll`.
+    """c[rows, vectors * LANES] = (add ? c : 0) + a[rows, k] . b[k, PANEL], k a multiple of `unroll`.
 
-    `rows` and `unroll` are literals at every call: the compiler keeps the code of those rows only.
+    `rows`, `vectors` and `unroll` are literals at every call: the compiler keeps the code of those only.
     """
     cdef TileRow r0, r1, r2, r3, r4, r5, r6, r7
     cdef vf b0, b1, b2
@@ -68,6 +74,12 @@ cdef inline void tile(
     cdef Py_ssize_t _step
     cdef int u
     r0 = r1 = r2 = r3 = r4 = r5 = r6 = r7 = zeros()
+    b1 = b2 = set1(0)
+    for u in range(rows):  # C is on its way while the products are made
+        PREFETCH_WRITE(c + u * c_stride)
+        PREFETCH_WRITE(c + u * c_stride + (vectors - 1) * LANES)
+        if vectors * LANES > 32:
+            PREFETCH_WRITE(c + u * c_stride + LANES)
     for _step in range(k // unroll):
         PREFETCH(next_panel)
         if AHEAD > 64:
@@ -78,94 +90,121 @@ cdef inline void tile(
         next_panel += next_step
         for u in range(unroll):
             b0 = load(b)
-            b1 = load(b + LANES)
-            b2 = load(b + 2 * LANES)
-            add_products(&r0, a[u], b0, b1, b2)
+            if vectors > 1:
+                b1 = load(b + LANES)
+            if vectors > 2:
+                b2 = load(b + 2 * LANES)
+            add_products(vectors, &r0, a[u], b0, b1, b2)
             if rows > 1:
-                add_products(&r1, a[a_stride + u], b0, b1, b2)
+                add_products(vectors, &r1, a[a_stride + u], b0, b1, b2)
             if rows > 2:
-                add_products(&r2, a[2 * a_stride + u], b0, b1, b2)
+                add_products(vectors, &r2, a[2 * a_stride + u], b0, b1, b2)
             if rows > 3:
-                add_products(&r3, a[3 * a_stride + u], b0, b1, b2)
+                add_products(vectors, &r3, a[3 * a_stride + u], b0, b1, b2)
             if rows > 4:
-                add_products(&r4, a4[u], b0, b1, b2)
-                add_products(&r5, a4[a_stride + u], b0, b1, b2)
-                add_products(&r6, a4[2 * a_stride + u], b0, b1, b2)
-                add_products(&r7, a4[3 * a_stride + u], b0, b1, b2)
+                add_products(vectors, &r4, a4[u], b0, b1, b2)
+                add_products(vectors, &r5, a4[a_stride + u], b0, b1, b2)
+                add_products(vectors, &r6, a4[2 * a_stride + u], b0, b1, b2)
+                add_products(vectors, &r7, a4[3 * a_stride + u], b0, b1, b2)
             b += PANEL
         a += unroll
         a4 += unroll
-    put(c, r0, add)
+    put(vectors, c, r0, add)
     if rows > 1:
-        put(c + c_stride, r1, add)
+        put(vectors, c + c_stride, r1, add)
     if rows > 2:
-        put(c + 2 * c_stride, r2, add)
+        put(vectors, c + 2 * c_stride, r2, add)
     if rows > 3:
-        put(c + 3 * c_stride, r3, add)
+        put(vectors, c + 3 * c_stride, r3, add)
     if rows > 4:
-        put(c + 4 * c_stride, r4, add)
-        put(c + 5 * c_stride, r5, add)
-        put(c + 6 * c_stride, r6, add)
-        put(c + 7 * c_stride, r7, add)
+        put(vectors, c + 4 * c_stride, r4, add)
+        put(vectors, c + 5 * c_stride, r5, add)
+        put(vectors, c + 6 * c_stride, r6, add)
+        put(vectors, c + 7 * c_stride, r7, add)
 
 
 cdef inline void chain_of_rows(
-    int rows, const float *a, Py_ssize_t a_stride, const float *b, Py_ssize_t k,
+    int rows, int vectors, const float *a, Py_ssize_t a_stride, const float *b, Py_ssize_t k,
     float *c, Py_ssize_t c_stride, bint add, const char *next_panel, Py_ssize_t next_step,
 ) noexcept nogil:
-    """`rows` is a literal at every call. What is left of k modulo 4 forms a chain of its own."""
+    """`rows` and `vectors` are literals at every call. What is left of k modulo 4 forms a chain of its own."""
     cdef Py_ssize_t whole = k - k % 4
     if whole:
-        tile(rows, 4, a, a_stride, b, whole, c, c_stride, add, next_panel, next_step)
+        tile(rows, vectors, 4, a, a_stride, b, whole, c, c_stride, add, next_panel, next_step)
     if whole < k:
-        tile(rows, 1, a + whole, a_stride, b + whole * PANEL, k - whole, c, c_stride, add or whole > 0, next_panel, 0)
+        tile(rows, vectors, 1, a + whole, a_stride, b + whole * PANEL, k - whole, c, c_stride, add or whole > 0, next_panel, 0)
 
 
-cdef void chain(
-    int rows, const float *a, Py_ssize_t a_stride, const float *b, Py_ssize_t k,
+cdef inline void chain_of_vectors(
+    int vectors, int rows, const float *a, Py_ssize_t a_stride, const float *b, Py_ssize_t k,
     float *c, Py_ssize_t c_stride, bint add, const char *next_panel, Py_ssize_t next_step,
 ) noexcept nogil:
-    """One chain (k <= CHAIN) of 1 to TILE_ROWS rows."""
+    """`vectors` is a literal at every call; `rows` is 1 to TILE_ROWS."""
     if TILE_ROWS == 8 and rows == 8:
-        chain_of_rows(8, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
+        chain_of_rows(8, vectors, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
         return
     if rows >= 4:
-        chain_of_rows(4, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
+        chain_of_rows(4, vectors, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
         a += 4 * a_stride
         c += 4 * c_stride
         rows -= 4
     if rows == 3:
-        chain_of_rows(3, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
+        chain_of_rows(3, vectors, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
     elif rows == 2:
-        chain_of_rows(2, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
+        chain_of_rows(2, vectors, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
     elif rows == 1:
-        chain_of_rows(1, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
+        chain_of_rows(1, vectors, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
 
 
-cdef void finish(float *c, Py_ssize_t c_stride, int rows, const float *bias, const float *residual,
-                 Py_ssize_t residual_stride, int activation) noexcept nogil:
-    """c[rows, PANEL] = activation(c + bias) + residual, while the tile is in L1."""
-    cdef Py_ssize_t j
+cdef void chain(
+    int rows, Py_ssize_t columns, const float *a, Py_ssize_t a_stride, const float *b, Py_ssize_t k,
+    float *c, Py_ssize_t c_stride, bint add, const char *next_panel, Py_ssize_t next_step,
+) noexcept nogil:
+    """One chain (k <= CHAIN) of 1 to TILE_ROWS rows; C gets `columns`, rounded up to whole vectors."""
+    if columns > 2 * LANES:
+        chain_of_vectors(3, rows, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
+    elif columns > LANES:
+        chain_of_vectors(2, rows, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
+    else:
+        chain_of_vectors(1, rows, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
+
+
+cdef inline void finish_tile(
+    int activation, float *c, Py_ssize_t c_stride, int rows, Py_ssize_t columns, const float *bias,
+    const float *residual, Py_ssize_t residual_stride,
+) noexcept nogil:
+    """`activation` is a literal at every call."""
+    cdef Py_ssize_t n, j
     cdef int i
-    cdef vf x
-    if bias is NULL and residual is NULL and activation == NONE:
-        return
-    for i in range(rows):
-        for j in range(PANEL // LANES):
-            x = load(c + i * c_stride + j * LANES)
-            if bias is not NULL:
-                x = x + load(bias + j * LANES)
-            x = activate(x, activation)
+    cdef vf x, bias_j
+    for n in range((columns + LANES - 1) // LANES):
+        j = n * LANES
+        bias_j = load(bias + j) if bias is not NULL else set1(-0.0)
+        for i in range(rows):
+            x = activate(load(c + i * c_stride + j) + bias_j, activation)
             if residual is not NULL:
-                x = x + load(residual + i * residual_stride + j * LANES)
-            store(c + i * c_stride + j * LANES, x)
+                x = x + load(residual + i * residual_stride + j)
+            store(c + i * c_stride + j, x)
+
+
+cdef void finish(
+    float *c, Py_ssize_t c_stride, int rows, Py_ssize_t columns, const float *bias, const float *residual,
+    Py_ssize_t residual_stride, int activation,
+) noexcept nogil:
+    """c[rows, columns] = activation(c + bias) + residual, while the tile is in L1; columns in whole vectors."""
+    if activation == GELU:
+        finish_tile(GELU, c, c_stride, rows, columns, bias, residual, residual_stride)
+    elif activation != NONE:
+        finish_tile(activation, c, c_stride, rows, columns, bias, residual, residual_stride)
+    elif bias is not NULL or residual is not NULL:
+        finish_tile(NONE, c, c_stride, rows, columns, bias, residual, residual_stride)
 
 
 cdef void edge(
     int rows, Py_ssize_t first, Py_ssize_t last, const float *a, Py_ssize_t a_stride, const float *b, Py_ssize_t k,
     float *c, Py_ssize_t c_stride, bint add, bint is_done, const Epilogue *epilogue, Py_ssize_t column, Py_ssize_t row,
 ) noexcept nogil:
-    """Columns [first, last) of a panel that C holds only in part: worked in a whole tile of its own."""
+    """Columns [first, last) of a panel, not whole vectors from its begin: worked in a tile of its own."""
     cdef float[TILE_ROWS * PANEL] tile_c
     cdef float[TILE_ROWS * PANEL] tile_residual
     cdef float[PANEL] tile_bias
@@ -177,7 +216,7 @@ cdef void edge(
     if add:
         for i in range(rows):
             memcpy(tile_c + i * PANEL + first, c + i * c_stride, n_bytes)
-    chains(rows, a, a_stride, b, k, tile_c, PANEL, add, <const char *> b, 0)
+    chains(rows, last, a, a_stride, b, k, tile_c, PANEL, add, <const char *> b, 0)
     if is_done:
         if epilogue.bias is not NULL:
             memset(tile_bias, 0, sizeof(tile_bias))
@@ -189,20 +228,20 @@ cdef void edge(
                 memcpy(tile_residual + i * PANEL + first,
                        epilogue.residual + (row + i) * epilogue.residual_stride + column, n_bytes)
             residual = tile_residual
-        finish(tile_c, PANEL, rows, bias, residual, PANEL, epilogue.activation)
+        finish(tile_c, PANEL, rows, last, bias, residual, PANEL, epilogue.activation)
     for i in range(rows):
         memcpy(c + i * c_stride, tile_c + i * PANEL + first, n_bytes)
 
 
 cdef void chains(
-    int rows, const float *a, Py_ssize_t a_stride, const float *b, Py_ssize_t k,
+    int rows, Py_ssize_t columns, const float *a, Py_ssize_t a_stride, const float *b, Py_ssize_t k,
     float *c, Py_ssize_t c_stride, bint add, const char *next_panel, Py_ssize_t next_step,
 ) noexcept nogil:
     """k of any length: a chain per CHAIN products, the first replacing c unless `add`."""
     cdef Py_ssize_t i, n
     for n in range((k + CHAIN - 1) // CHAIN):
         i = n * CHAIN
-        chain(rows, a + i, a_stride, b + i * PANEL, min(CHAIN, k - i), c, c_stride, add or i > 0,
+        chain(rows, columns, a + i, a_stride, b + i * PANEL, min(CHAIN, k - i), c, c_stride, add or i > 0,
               next_panel + i // 4 * next_step, next_step)
 
 
@@ -232,7 +271,7 @@ cdef void product(
             k_here = min(K_BLOCK, k - k0)
             is_done = k0 + k_here == k
             if is_transposed:
-                transpose(a + k0 * a_stride + i0, a_stride, k_here, rows_here, block)
+                transpose(a + k0 * a_stride + i0, a_stride, k_here, rows_here, block, k_here)
                 block_a = block
                 block_stride = k_here
             else:
@@ -252,11 +291,11 @@ cdef void product(
                     i = n_tile * TILE_ROWS
                     row_tile = min(TILE_ROWS, rows_here - i)
                     corner = c + (i0 + i) * c_stride + column
-                    if last - first < PANEL:
+                    if first > 0 or last % LANES:
                         edge(<int> row_tile, first, last, block_a + i * block_stride, block_stride, b, k_here,
                              corner, c_stride, accumulate or k0 > 0, is_done, epilogue, column, i0 + i)
                         continue
-                    chains(<int> row_tile, block_a + i * block_stride, block_stride, b, k_here,
+                    chains(<int> row_tile, last, block_a + i * block_stride, block_stride, b, k_here,
                            corner, c_stride, accumulate or k0 > 0, next_panel, AHEAD)
                     next_panel = next_panel + k_here // 4 * AHEAD if i < 2 * TILE_ROWS else <const char *> b
                     if is_done:
@@ -264,16 +303,23 @@ cdef void product(
                         residual = NULL
                         if epilogue.residual is not NULL:
                             residual = epilogue.residual + (i0 + i) * epilogue.residual_stride + column
-                        finish(corner, c_stride, <int> row_tile, bias, residual, epilogue.residual_stride,
+                        finish(corner, c_stride, <int> row_tile, last, bias, residual, epilogue.residual_stride,
                                epilogue.activation)
 
 
-cdef void transpose(const float *x, Py_ssize_t x_stride, Py_ssize_t rows, Py_ssize_t columns, float *y) noexcept nogil:
-    """y[columns, rows] = x[rows, columns]ᵀ."""
-    cdef Py_ssize_t i, j
-    for i in range(rows):
-        for j in range(columns):
-            y[j * rows + i] = x[i * x_stride + j]
+cdef void transpose(
+    const float *x, Py_ssize_t x_stride, Py_ssize_t rows, Py_ssize_t columns, float *y, Py_ssize_t y_stride,
+) noexcept nogil:
+    """y[columns, rows] = x[rows, columns]ᵀ, in blocks of 4 x 4, one cache line of every row of x at a time."""
+    cdef Py_ssize_t i, j, j0, end
+    for j0 in range(0, columns, 16):
+        end = min(j0 + 16, columns)
+        for i in range(0, rows - rows % 4, 4):
+            for j in range(j0, end - end % 4, 4):
+                transpose4(x + i * x_stride + j, x_stride, y + j * y_stride + i, y_stride)
+        for j in range(j0, end):
+            for i in range(rows - rows % 4 if j < end - end % 4 else 0, rows):
+                y[j * y_stride + i] = x[i * x_stride + j]
 
 
 cdef void split(Py_ssize_t row_tiles, Py_ssize_t n_panels, int n_threads, int *row_parts, int *panel_parts) noexcept nogil:
@@ -317,12 +363,12 @@ def gemm(
     if k == 0:
         raise ValueError("gemm needs K >= 1")
     cdef const float *pa = &a[0, 0]
-    cdef Py_ssize_t a_stride = a.strides[0] // sizeof(float)
+    cdef Py_ssize_t a_stride = a.strides[0] // <Py_ssize_t> sizeof(float)
     cdef const float *pb = &panels[0, 0, 0]
     cdef float *pc = &out[0, 0]
     epilogue.bias = &bias[0] if bias is not None else NULL
     epilogue.residual = &residual[0, 0] if residual is not None else NULL
-    epilogue.residual_stride = residual.strides[0] // sizeof(float) if residual is not None else 0
+    epilogue.residual_stride = residual.strides[0] // <Py_ssize_t> sizeof(float) if residual is not None else 0
     epilogue.activation = activation
     split(row_tiles, n_panels, n_threads, &row_parts, &panel_parts)
     if transpose_a:
@@ -347,20 +393,16 @@ def pack_rows(const float[:, :] w, float[:, :, ::1] panels, int n_threads):
     if n == 0 or k == 0:
         return
     cdef const float *pw = &w[0, 0]
-    cdef Py_ssize_t stride = w.strides[0] // sizeof(float)
+    cdef Py_ssize_t stride = w.strides[0] // <Py_ssize_t> sizeof(float)
     cdef float *out = &panels[0, 0, 0]
     for p in prange(n_panels, nogil=True, schedule="static", num_threads=n_threads):
         pack_panel_rows(pw + p * PANEL * stride, stride, min(PANEL, n - p * PANEL), k, out + p * k * PANEL)
 
 
 cdef void pack_panel_rows(const float *w, Py_ssize_t stride, Py_ssize_t columns, Py_ssize_t k, float *out) noexcept nogil:
-    cdef Py_ssize_t i, j, i0
     if columns < PANEL:
         memset(out, 0, k * PANEL * sizeof(float))
-    for i0 in range(0, k, 16):  # one cache line of every row at a time
-        for j in range(columns):
-            for i in range(i0, min(i0 + 16, k)):
-                out[i * PANEL + j] = w[j * stride + i]
+    transpose(w, stride, columns, k, out, PANEL)
 
 
 def pack_columns(const float[:, :] b, float[:, :, ::1] panels, int n_threads):
@@ -369,7 +411,7 @@ def pack_columns(const float[:, :] b, float[:, :, ::1] panels, int n_threads):
     if n == 0 or k == 0:
         return
     cdef const float *pb = &b[0, 0]
-    cdef Py_ssize_t stride = b.strides[0] // sizeof(float)
+    cdef Py_ssize_t stride = b.strides[0] // <Py_ssize_t> sizeof(float)
     cdef float *out = &panels[0, 0, 0]
     for p in prange(n_panels, nogil=True, schedule="static", num_threads=n_threads):
         pack_panel_columns(pb + p * PANEL, stride, min(PANEL, n - p * PANEL), k, out + p * k * PANEL)

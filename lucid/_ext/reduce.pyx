@@ -26,10 +26,14 @@ cdef inline vf reduce_step(int kind, vf total, const float *x, float *y, vf scal
     return total + value
 
 
-cdef inline float join(int kind, float a, float b) noexcept nogil:
+cdef inline float join(int kind, const float *lanes) noexcept nogil:
+    """One number of ROW_LANES: lane i with lane i + 8, then i + 4, i + 2, i + 1."""
+    cdef float[4] four
     if kind == MAX:
-        return a if a > b else b
-    return a + b
+        store4(four, larger4(larger4(load4(lanes), load4(lanes + 8)), larger4(load4(lanes + 4), load4(lanes + 12))))
+        return larger1(larger1(four[0], four[2]), larger1(four[1], four[3]))
+    store4(four, (load4(lanes) + load4(lanes + 8)) + (load4(lanes + 4) + load4(lanes + 12)))
+    return (four[0] + four[2]) + (four[1] + four[3])
 
 
 cdef inline float reduce_row(int kind, const float *x, float *y, Py_ssize_t n, float scale, float shift) noexcept nogil:
@@ -65,9 +69,4 @@ cdef inline float reduce_row(int kind, const float *x, float *y, Py_ssize_t n, f
     if LANES < 8:
         store(lanes + 2 * LANES % ROW_LANES, t2)
         store(lanes + 3 * LANES % ROW_LANES, t3)
-    width = ROW_LANES // 2
-    while width:
-        for i in range(width):
-            lanes[i] = join(kind, lanes[i], lanes[i + width])
-        width //= 2
-    return lanes[0]
+    return join(kind, lanes)

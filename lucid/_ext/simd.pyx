@@ -8,6 +8,7 @@
 cdef extern from *:
     """
     #include <math.h>
+    #include <stddef.h>
     #include <stdint.h>
     #include <stdlib.h>
     #include <string.h>
@@ -81,6 +82,35 @@ cdef extern from *:
     #define ACCUMULATE(c, x, b) ((c) = fma_(x, b, c))
     #endif
     #define PREFETCH(p) __builtin_prefetch((p), 0, 2)
+    #define PREFETCH_WRITE(p) __builtin_prefetch((p), 1, 3)
+
+    typedef float v4 __attribute__((vector_size(16), aligned(4), may_alias));
+    typedef int32_t vi4 __attribute__((vector_size(16), aligned(4), may_alias));
+    LUCID_INLINE v4 load4(const float *p) { return *(const v4 *)p; }
+    LUCID_INLINE void store4(float *p, v4 x) { *(v4 *)p = x; }
+    #if defined(__clang__)
+    #define MIX(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+    #else
+    #define MIX(a, b, i, j, k, l) __builtin_shuffle(a, b, (vi4){i, j, k, l})
+    #endif
+
+    LUCID_INLINE float larger1(float a, float b) { return a > b ? a : b; }
+    LUCID_INLINE v4 larger4(v4 a, v4 b) {
+        vi4 m = a > b;
+        return (v4)((m & (vi4)a) | (~m & (vi4)b));
+    }
+
+    /* y[j][i] = x[i][j] for 4 x 4 floats. */
+    LUCID_INLINE void transpose4(const float *x, ptrdiff_t x_stride, float *y, ptrdiff_t y_stride) {
+        v4 a = load4(x), b = load4(x + x_stride), c = load4(x + 2 * x_stride), d = load4(x + 3 * x_stride);
+        v4 ab = MIX(a, b, 0, 4, 1, 5), cd = MIX(c, d, 0, 4, 1, 5);
+        store4(y, MIX(ab, cd, 0, 1, 4, 5));
+        store4(y + y_stride, MIX(ab, cd, 2, 3, 6, 7));
+        ab = MIX(a, b, 2, 6, 3, 7);
+        cd = MIX(c, d, 2, 6, 3, 7);
+        store4(y + 2 * y_stride, MIX(ab, cd, 0, 1, 4, 5));
+        store4(y + 3 * y_stride, MIX(ab, cd, 2, 3, 6, 7));
+    }
     """
     enum: LANES      # floats of a vector
     enum: TILE_ROWS  # rows of the register tile of gemm.pyx: 4 or 8
@@ -100,3 +130,10 @@ cdef extern from *:
     float fma1(float a, float b, float c) noexcept nogil
     void ACCUMULATE(vf c, vf x, vf b) noexcept nogil
     void PREFETCH(const void *p) noexcept nogil
+    void PREFETCH_WRITE(const void *p) noexcept nogil
+    ctypedef float v4  # four floats, whatever LANES is
+    v4 load4(const float *p) noexcept nogil
+    void store4(float *p, v4 x) noexcept nogil
+    v4 larger4(v4 a, v4 b) noexcept nogil
+    float larger1(float a, float b) noexcept nogil
+    void transpose4(const float *x, Py_ssize_t x_stride, float *y, Py_ssize_t y_stride) noexcept nogil

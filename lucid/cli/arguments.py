@@ -7,7 +7,13 @@ import typer
 
 Model = Annotated[
     str,
-    typer.Option("--model", "-m", metavar="DIR", envvar="LUCID_MODEL", help="Folder with config.json, model.safetensors and a tokenizer."),
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="DIR",
+        envvar="LUCID_MODEL",
+        help="Folder with config.json, model.safetensors and a tokenizer, or a name on the hub.",
+    ),
 ]
 File = Annotated[
     Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read texts from FILE, one a line. [dim]- is standard input.[/dim]")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def info(
-    model: Annotated[str, typer.Argument(metavar="DIR", help="Folder with config.json and model.safetensors.")],
+    model: Annotated[str, typer.Argument(metavar="DIR", help="Folder with config.json and model.safetensors, or a name on the hub.")],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -35,7 +34,7 @@ def info(
 
     [cyan]lucid info DIR --json | jq .parameters[/cyan]
     """
-    facts, stored = _facts(Path(model))
+    facts, stored = _facts(model)
     if as_json:
         listed = [{name: getattr(each, name) for name in type(each).__dataclass_fields__} for each in stored]
         print(to_json({**facts, "tensors": listed} if tensors else facts))
@@ -45,13 +44,14 @@ def info(
         raise typer.Exit(ERROR)
 
 
-def _facts(folder: Path) -> tuple[dict[str, Any], list[StoredTensor]]:
+def _facts(folder_or_hub_id: str) -> tuple[dict[str, Any], list[StoredTensor]]:
     """Return what there is to say of a folder, as JSON has it, and its tensors."""
+    from lucid.hub import checkpoint_folder
     from lucid.models import BERTForMaskedLM, BERTTokenizerFast, LoadReport
-    from lucid.models.checkpoint import check_tensors, list_tensors, read_config
+    from lucid.models.checkpoint import check_tensors, list_tensors
+    from lucid.models.config_file import read_config
 
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder: give one that holds config.json and model.safetensors")
+    folder = checkpoint_folder(folder_or_hub_id)
     config = read_config(folder, add_pooling_layer=False)
     stored = list_tensors(folder)
     model = BERTForMaskedLM(config)
@@ -77,7 +77,7 @@ def _facts(folder: Path) -> tuple[dict[str, Any], list[StoredTensor]]:
     except ValueError as error:
         problem = str(error)
     facts = {
-        "folder": str(folder),
+        "folder": folder_or_hub_id,
         "layers": config.num_hidden_layers,
         "width": config.hidden_size,
         "heads": config.num_attention_heads,

@@ -1,6 +1,6 @@
 """Hugging Face folders, in and out: the only file that knows foreign tensor names.
 
-Reading: `config.json`, then `model.safetensors` or the shards of `model.safetensors.index.json`. Old
+Reading: `config.json` (config_file.py), then `model.safetensors` or the shards of `model.safetensors.index.json`. Old
 spellings (gamma and beta, a missing `bert.` prefix, `module.`) are understood. Every name, shape and type
 is checked before the first value is read, and every value is read before the first parameter is set, so a
 model is loaded whole or not at all.
@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from lucid.errors import FormatError
-from lucid.models.bert.config import BERTConfig
-from lucid.models.safetensors_file import SafetensorsFile, open_regular_file
+from lucid.models.config_file import CONFIG_FILE, read_json
+from lucid.models.safetensors_file import SafetensorsFile
 from lucid.nn import Module, Parameter
 
 # Parts of lucid's paths -> parts of the foreign names, for what is spelled differently.
@@ -45,18 +45,6 @@ _WORD_TABLE = "bert.embeddings.word_embeddings.weight"
 _IGNORED = re.compile(r"bert\.pooler\.|cls\.seq_relationship\.|bert\.output_embeddings\.|bert\.embeddings\.(position_ids|token_type_ids)$")
 _WEIGHTS_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
-_CONFIG_FILE = "config.json"
-_MOST_JSON_BYTES = 16 << 20
-
-# Keys of config.json that lucid reads, with the reference implementation's defaults.
-_CONFIG_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 30522, "hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 3072,
-    "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "max_position_embeddings": 512,
-    "type_vocab_size": 2, "initializer_range": 0.02, "layer_norm_eps": 1e-12, "use_cache": True, "is_decoder": False,
-    "add_cross_attention": False, "chunk_size_feed_forward": 0, "pad_token_id": 0, "bos_token_id": None,
-    "eos_token_id": None, "classifier_dropout": None, "tie_word_embeddings": True,
-}  # fmt: skip
-_CONFIG_RENAMED = {"tie_word_embeddings": "tie_word_embedding"}
 
 
 @dataclass(frozen=True)
@@ -86,69 +74,6 @@ class LoadReport:
             if names:
                 lines.append(f"{what}: {', '.join(names)}")
         return "\n".join([*lines, *self.notes])
-
-
-# ---------------------------------------------------------------- config.json
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of at most 16 MiB.
-
-    Raises
-    ------
-    FileNotFoundError, FormatError
-    """
-    try:
-        descriptor, n_bytes = open_regular_file(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing: a checkpoint folder holds {_CONFIG_FILE} and {_WEIGHTS_FILE}") from None
-    with open(descriptor, "rb") as file:
-        if n_bytes > _MOST_JSON_BYTES:
-            raise FormatError(f"{path.name} has {n_bytes} bytes, more than {_MOST_JSON_BYTES}: too large for what it should hold")
-        data = file.read(_MOST_JSON_BYTES)
-    try:
-        value = json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or an integer of thousands of digits
-        raise FormatError(f"{path.name} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise FormatError(f"{path.name} must hold a JSON object, not a {type(value).__name__}")
-    return value
-
-
-def read_config(folder: Path, *, add_pooling_layer: bool) -> BERTConfig:
-    """Return the configuration in a folder's `config.json`; unknown keys are ignored.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is none.
-    FormatError
-        It describes no BERT, or a BERT that lucid does not run.
-    """
-    path = folder / _CONFIG_FILE
-    values = read_json(path)
-    if values.get("model_type", "bert") != "bert":
-        raise FormatError(f"{path.name} describes a model of type {values['model_type']!r:.100}; lucid runs type 'bert'")
-    if values.get("position_embedding_type") not in (None, "absolute"):
-        raise FormatError(f"{path.name} asks for {values['position_embedding_type']!r:.100} positions; lucid has absolute ones")
-    settings = {name: values.get(name, default) for name, default in _CONFIG_DEFAULTS.items()}
-    for name, value in settings.items():
-        if isinstance(_CONFIG_DEFAULTS[name], bool) and not isinstance(value, bool):
-            raise FormatError(f"{path.name}: {name} must be true or false, not {value!r:.100}")
-    attributes = {_CONFIG_RENAMED.get(name, name): value for name, value in settings.items()}
-    try:
-        return BERTConfig(**attributes, add_pooling_layer=add_pooling_layer)
-    except (TypeError, ValueError) as error:
-        raise FormatError(f"{path.name}: {error}") from error
-
-
-def config_json(config: BERTConfig, architecture: str) -> dict[str, Any]:
-    """Return the contents of a `config.json` that transformers reads."""
-    values = {name: getattr(config, _CONFIG_RENAMED.get(name, name)) for name in _CONFIG_DEFAULTS}
-    return {"architectures": [architecture], "model_type": "bert", "dtype": "float32", "position_embedding_type": "absolute", **values}
-
-
-# -------------------------------------------------------------------- tensors
 
 
 def foreign_names(path: str) -> list[str]:
@@ -185,7 +110,7 @@ class _Stored:
         """Raise FormatError unless the tensor can fill a parameter of this shape, whose path is `path`."""
         entry, place = self.file.entries[self.name], f"{self.file.path.name}: tensor {self.name}"
         if entry.shape != shape:
-            raise FormatError(f"{place} has shape {entry.shape}, {_CONFIG_FILE} makes it {shape} (for {path})")
+            raise FormatError(f"{place} has shape {entry.shape}, {CONFIG_FILE} makes it {shape} (for {path})")
         if not entry.is_float:
             raise FormatError(f"{place} holds {entry.dtype}, wanted floating-point numbers: save the model in float32, float16 or bfloat16")
 
@@ -212,7 +137,9 @@ def _weight_files(folder: Path) -> list[Path]:
             f"{pickles[0]} is a pickle, which can run code when it is read; lucid reads safetensors only. Convert the folder once, "
             "where transformers and torch are installed: AutoModelForMaskedLM.from_pretrained(DIR).save_pretrained(DIR)"
         )
-    raise FileNotFoundError(f"{folder} holds neither {_WEIGHTS_FILE} nor {_INDEX_FILE}")
+    raise FileNotFoundError(
+        f"{folder} holds neither {_WEIGHTS_FILE} nor {_INDEX_FILE}; a checkpoint that is a pytorch_model.bin has to be converted first"
+    )
 
 
 def _is_file_name(name: str) -> bool:
@@ -391,7 +318,7 @@ def _compare_twins(values: dict[str, np.ndarray[Any, Any]]) -> list[str]:
         if np.array_equal(weight, values[_WORD_TABLE], equal_nan=True):
             del values[_DECODER_WEIGHT]
         else:
-            notes.append(f"{_CONFIG_FILE} ties the decoder to the word table, but {_DECODER_WEIGHT} differs from it: loaded untied")
+            notes.append(f"{CONFIG_FILE} ties the decoder to the word table, but {_DECODER_WEIGHT} differs from it: loaded untied")
     return notes
 
 
@@ -441,11 +368,11 @@ def save_folder(model: Module, config: dict[str, Any], folder: Path) -> None:
             save_file(tensors, new / _WEIGHTS_FILE, metadata={"format": "pt"})
         except SafetensorError as error:
             raise OSError(f"{folder / _WEIGHTS_FILE} cannot be written: {error}") from error
-        (new / _CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        os.chmod(new / _WEIGHTS_FILE, (new / _CONFIG_FILE).stat().st_mode)  # the library lets nobody but the owner read
-        for name in (_WEIGHTS_FILE, _CONFIG_FILE):
+        (new / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        os.chmod(new / _WEIGHTS_FILE, (new / CONFIG_FILE).stat().st_mode)  # the library lets nobody but the owner read
+        for name in (_WEIGHTS_FILE, CONFIG_FILE):
             _flush(new / name)
-        for name in (_WEIGHTS_FILE, _CONFIG_FILE):
+        for name in (_WEIGHTS_FILE, CONFIG_FILE):
             os.replace(new / name, folder / name)
         _flush(folder)
     finally:

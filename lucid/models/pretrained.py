@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from lucid.errors import FormatError
+from lucid.hub import checkpoint_folder
 from lucid.models.bert.config import BERTConfig
-from lucid.models.checkpoint import LoadReport, config_json, has_tensor, load_tensors, read_config, save_folder
-from lucid.models.hub import checkpoint_folder
+from lucid.models.checkpoint import LoadReport, has_tensor, load_tensors, save_folder
+from lucid.models.config_file import config_json, read_config
 from lucid.nn import Module
 from lucid.text import BERTTokenizerFast
 

@@ -15,7 +15,7 @@ class Tokens(Protocol):
     """What dropout must know of the rows that it works on."""
 
     seed: int | None
-    columns: Any
+    places: Any
     token_examples: Any
 
 
@@ -37,9 +37,7 @@ class Dropout(Module):
         """Return x with numbers dropped; x itself in eval mode or where `tokens` carries no seed."""
         if not self.training or self.p == 0 or tokens.seed is None:
             return x
-        y: Tensor = apply(
-            dropout, x, p=self.p, seed=tokens.seed, stream=self.stream, columns=tokens.columns, examples=tokens.token_examples
-        )
+        y: Tensor = apply(dropout, x, p=self.p, seed=tokens.seed, stream=self.stream, columns=tokens.places, examples=tokens.token_examples)
         return y
 
     def extra_repr(self) -> str:

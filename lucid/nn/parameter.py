@@ -6,12 +6,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
 from lucid.nn.init import Initializer
 from lucid.ops.linear import PackedWeight
 from lucid.tensor import Tensor
+from lucid.threads import in_forked_child
 
 
 class Parameter(Tensor):
@@ -34,7 +36,7 @@ class Parameter(Tensor):
     rebuilds it for whoever asks. Training holds it row-major: `row_major` lets the panels go.
     """
 
-    __slots__ = ("_initializer", "_lock", "_packed", "_shape", "version")
+    __slots__ = ("__weakref__", "_initializer", "_lock", "_packed", "_shape", "version")
 
     def __init__(self, shape: tuple[int, ...], initializer: Initializer) -> None:
         self._array = None
@@ -46,6 +48,7 @@ class Parameter(Tensor):
         self.grad = None
         self.node = None
         self.requires_grad = True
+        _every_parameter.add(self)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -133,6 +136,18 @@ class Parameter(Tensor):
 
     def __reduce__(self) -> Any:
         return _restore, (self._shape, np.array(self.array), self.version, self.requires_grad)
+
+
+_every_parameter: WeakSet[Parameter] = WeakSet()
+
+
+def _renew_locks() -> None:
+    # Another thread may have held some when this process was forked: nobody would ever release them.
+    for parameter in _every_parameter:
+        parameter._lock = threading.RLock()
+
+
+in_forked_child(_renew_locks)
 
 
 def _read_only(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

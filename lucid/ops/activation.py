@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op, want
+from lucid.ops.op import Array, Kernel, Op, empty, want
 from lucid.threads import threads_for
 
 ACTIVATIONS = {
@@ -35,7 +35,7 @@ def _check(x: Array, *, name: str) -> None:
 
 
 def _forward(x: Array, *, name: str, keep: bool) -> tuple[Array, Any]:
-    y = np.empty(x.shape, np.float32)
+    y = empty(x.shape)
     kernels.activation_forward(np.ascontiguousarray(x).reshape(-1), y.reshape(-1), {**ACTIVATIONS, **ELEMENTARY}[name], threads_for(x.size))
     return y, (x, name) if keep else None
 
@@ -43,7 +43,7 @@ def _forward(x: Array, *, name: str, keep: bool) -> tuple[Array, Any]:
 def _backward(saved: tuple[Array, str], d_y: Array) -> tuple[Array]:
     x, name = saved
     want("activation", "d_y", d_y, np.float32, x.shape)
-    d_x = np.empty(x.shape, np.float32)
+    d_x = empty(x.shape)
     kernels.activation_backward(
         np.ascontiguousarray(x).reshape(-1), np.ascontiguousarray(d_y).reshape(-1), d_x.reshape(-1), ACTIVATIONS[name], threads_for(x.size)
     )

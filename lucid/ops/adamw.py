@@ -3,7 +3,7 @@
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, want
+from lucid.ops.op import Array, aligned, want
 from lucid.threads import threads_for
 
 
@@ -35,18 +35,18 @@ def adamw_step(
     TypeError
         An array is not float32.
     ValueError
-        Shapes differ, an array to be written is not C-contiguous, or `step` is smaller than 1.
+        Shapes differ, an array to be written is not C-contiguous and aligned, or `step` is smaller than 1.
     """
     for name, array in (("weight", weight), ("d_weight", d_weight), ("m", m), ("v", v)):
         want("adamw", name, array, np.float32, getattr(weight, "shape", ()))
     for name, array in (("weight", weight), ("m", m), ("v", v)):
-        if not array.flags.c_contiguous:
-            raise ValueError(f"adamw: {name} must be C-contiguous: it is written in place")
+        if not (array.flags.c_contiguous and array.flags.aligned):
+            raise ValueError(f"adamw: {name} must be C-contiguous and aligned: it is written in place")
     if step < 1:
         raise ValueError(f"adamw: step counts from 1, not {step}")
     kernels.adamw_step(
         weight.reshape(-1),
-        np.ascontiguousarray(d_weight).reshape(-1),
+        np.ascontiguousarray(aligned(d_weight)).reshape(-1),
         m.reshape(-1),
         v.reshape(-1),
         lr,
@@ -70,4 +70,4 @@ def sum_of_squares(x: Array) -> float:
     """
     if getattr(x, "dtype", None) != np.float32:
         raise TypeError(f"sum_of_squares: x must be a float32 array, not {getattr(x, 'dtype', type(x).__name__)}")
-    return float(kernels.sum_of_squares(np.ascontiguousarray(x).reshape(-1), threads_for(x.size)))
+    return float(kernels.sum_of_squares(np.ascontiguousarray(aligned(x)).reshape(-1), threads_for(x.size)))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op, rows_contiguous, want, want_stream
+from lucid.ops.op import Array, Kernel, Op, aligned, empty, rows_contiguous, want, want_stream
 from lucid.random import check_seed
 from lucid.threads import get_num_threads
 
@@ -20,7 +20,7 @@ class AttentionDropout:
     p : float in [0, 1). Probability that a probability becomes 0; the others are divided by 1 - p.
     seed : int. Philox key.
     stream : int. Last word of the counter, from `lucid.random.stream`.
-    query_columns : array, int32, shape (P,). Where in its text a query's token stands.
+    query_columns : array, int32, shape (P,). Which token of its sequence a query is, padding not counted.
     key_columns : array, int32, shape (T,)
     examples : array, int32, shape (B,)
 
@@ -96,9 +96,9 @@ def _forward(
 ) -> tuple[Array, Any]:
     q, k, v = _split(queries, keys_values)
     width = q.shape[1]
-    out = np.empty((q.shape[0], width), np.float32)
+    out = empty((q.shape[0], width))
     scale = 1.0 / np.sqrt(max(1, width // n_heads))
-    lse = np.empty((q.shape[0], n_heads), np.float32) if keep else None
+    lse = empty((q.shape[0], n_heads)) if keep else None
     starts = np.ascontiguousarray(key_starts)
     query_starts = starts if query_starts is None else np.ascontiguousarray(query_starts)
     kernels.attention_forward(
@@ -121,8 +121,8 @@ def _backward(saved: tuple[Any, ...], d_out: Array) -> tuple[Array, ...]:
     queries, keys_values, query_starts, starts, n_heads, lse, dropout = saved
     q, k, v = _split(queries, keys_values)
     want("attention", "d_out", d_out, np.float32, q.shape)
-    d_queries = np.empty(queries.shape, np.float32)
-    d_keys_values = None if keys_values is None else np.empty(keys_values.shape, np.float32)
+    d_queries = empty(queries.shape)
+    d_keys_values = None if keys_values is None else empty(keys_values.shape)
     kernels.attention_backward(
         rows_contiguous(q),
         rows_contiguous(k),
@@ -153,8 +153,8 @@ def _dropout_arguments(dropout: AttentionDropout | None) -> tuple[Any, ...]:
     """Return the kernels' arguments for dropout, or for none."""
     if dropout is None:
         return None, None, None, 0, 0, 0.0
-    columns = (np.ascontiguousarray(dropout.query_columns), np.ascontiguousarray(dropout.key_columns))
-    return *columns, np.ascontiguousarray(dropout.examples), dropout.seed, dropout.stream, dropout.p
+    places = (dropout.query_columns, dropout.key_columns, dropout.examples)
+    return *(np.ascontiguousarray(aligned(place)) for place in places), dropout.seed, dropout.stream, dropout.p
 
 
 attention = Op("attention", _check, cpu=Kernel(_forward, _backward), gpu=None)

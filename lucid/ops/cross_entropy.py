@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op, want, want_ids, want_integer
+from lucid.ops.op import Array, Kernel, Op, empty, want, want_ids, want_integer
 from lucid.threads import threads_for
 
 
@@ -35,7 +35,7 @@ def _forward(logits: Array, *, labels: Array, ignore_index: int = -100, keep: bo
 def _backward(saved: tuple[Array, Array, Array], d_losses: Array) -> tuple[Array]:
     logits, labels, lse = saved
     want("cross_entropy", "d_losses", d_losses, np.float32, lse.shape)
-    d_logits = np.empty(logits.shape, np.float32)
+    d_logits = empty(logits.shape)
     kernels.cross_entropy_backward(
         np.ascontiguousarray(logits), labels, lse, np.ascontiguousarray(d_losses), 0, d_logits, threads_for(logits.size)
     )

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op, want, want_stream
+from lucid.ops.op import Array, Kernel, Op, empty, want, want_stream
 from lucid.random import check_seed
 from lucid.threads import threads_for
 
@@ -21,7 +21,7 @@ def _check(x: Array, *, p: float, seed: int, stream: int, columns: Array, exampl
 
 
 def _forward(x: Array, *, p: float, seed: int, stream: int, columns: Array, examples: Array, keep: bool) -> tuple[Array, Any]:
-    y = np.empty(x.shape, np.float32)
+    y = empty(x.shape)
     kernels.dropout_forward(
         np.ascontiguousarray(x), y, np.ascontiguousarray(columns), np.ascontiguousarray(examples), seed, stream, p, threads_for(x.size)
     )

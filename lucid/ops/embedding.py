@@ -7,7 +7,7 @@ import numpy as np
 from lucid._ext import kernels
 from lucid.ops.layer_norm import norm_backward
 from lucid.ops.linear import PackedWeight, want_weight
-from lucid.ops.op import Array, Kernel, Op, RowsGradient, want, want_ids
+from lucid.ops.op import Array, Kernel, Op, RowsGradient, empty, want, want_ids
 from lucid.threads import threads_for
 
 
@@ -55,9 +55,9 @@ def _forward(
     keep: bool,
 ) -> tuple[Array, Any]:
     is_packed = isinstance(words, PackedWeight)
-    y = np.empty((len(ids), words.shape[1]), np.float32)
-    total = np.empty(y.shape, np.float32) if keep else None
-    mean, rstd = np.empty((2, len(ids)), np.float32) if keep else (None, None)
+    y = empty((len(ids), words.shape[1]))
+    total = empty(y.shape) if keep else None
+    mean, rstd = empty((2, len(ids))) if keep else (None, None)
     kernels.embedding_forward(
         (words.panels if is_packed else np.ascontiguousarray(words)).reshape(-1),
         is_packed,
@@ -85,7 +85,7 @@ def _table_gradient(d_rows: Array, ids: Array, shape: tuple[int, ...]) -> RowsGr
     """Return the gradient of a table: for each row that was looked up, the sum over its tokens, in token order."""
     order = np.argsort(ids, kind="stable").astype(np.int32)
     rows, starts = np.unique(ids[order], return_index=True)
-    values = np.empty((len(rows), shape[1]), np.float32)
+    values = empty((len(rows), shape[1]))
     kernels.sum_segments(d_rows, order, np.append(starts, len(ids)).astype(np.int32), values, threads_for(d_rows.size))
     return RowsGradient(rows, values, shape)
 

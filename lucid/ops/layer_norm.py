@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op, want
+from lucid.ops.op import Array, Kernel, Op, empty, want
 from lucid.threads import threads_for
 
 
@@ -21,9 +21,11 @@ def _check(x: Array, gain: Array, bias: Array, residual: Array | None = None, *,
 
 
 def _forward(x: Array, gain: Array, bias: Array, residual: Array | None = None, *, eps: float, keep: bool) -> tuple[Array, Any]:
-    y = np.empty(x.shape, np.float32)
-    total = x if residual is None else np.empty(x.shape, np.float32)
-    mean, rstd = np.empty((2, x.shape[0]), np.float32)
+    y = empty(x.shape)
+    total = mean = rstd = None
+    if keep:
+        total = x if residual is None else empty(x.shape)
+        mean, rstd = empty((2, x.shape[0]))
     kernels.layer_norm_forward(
         np.ascontiguousarray(x),
         None if residual is None else np.ascontiguousarray(residual),
@@ -31,9 +33,9 @@ def _forward(x: Array, gain: Array, bias: Array, residual: Array | None = None, 
         np.ascontiguousarray(bias),
         eps,
         y,
-        total if keep and residual is not None else None,
-        mean if keep else None,
-        rstd if keep else None,
+        None if residual is None else total,
+        mean,
+        rstd,
         threads_for(x.size),
     )
     return y, (total, gain, mean, rstd, residual is not None) if keep else None
@@ -42,7 +44,7 @@ def _forward(x: Array, gain: Array, bias: Array, residual: Array | None = None, 
 def norm_backward(total: Array, gain: Array, mean: Array, rstd: Array, d_y: Array) -> tuple[Array, Array, Array]:
     """Return the gradients of the sums before the normalisation, of gain and of bias."""
     want("layer_norm", "d_y", d_y, np.float32, total.shape)
-    d_x = np.empty(total.shape, np.float32)
+    d_x = empty(total.shape)
     n_parts = -(-len(total) // kernels.norm_rows)
     d_gain, d_bias = np.zeros((2, n_parts, total.shape[1]), np.float32)
     kernels.layer_norm_backward(

@@ -10,7 +10,7 @@ import numpy as np
 from lucid._ext import kernels
 from lucid.ops import activation as elementwise
 from lucid.ops.activation import ACTIVATIONS
-from lucid.ops.op import Array, Kernel, Op, RowsGradient, rows_contiguous, want
+from lucid.ops.op import Array, Kernel, Op, RowsGradient, empty, rows_contiguous, want
 from lucid.threads import get_num_threads, threads_for
 
 
@@ -39,7 +39,7 @@ class PackedWeight:
         """Pack a row-major float32 array (N, K)."""
         want("pack", "weight", weight, np.float32, (None, None))
         n, k = weight.shape
-        panels = np.empty((-(-n // kernels.panel_width), k, kernels.panel_width), np.float32)
+        panels = empty((-(-n // kernels.panel_width), k, kernels.panel_width))
         kernels.pack_rows(rows_contiguous(weight), panels, threads_for(weight.size))
         return cls("float32", panels, None, (n, k))
 
@@ -50,7 +50,7 @@ class PackedWeight:
 
     def unpack(self) -> Array:
         """Return the row-major array (N, K)."""
-        weight = np.empty(self.shape, np.float32)
+        weight = empty(self.shape)
         kernels.unpack_rows(self.panels, weight, threads_for(weight.size))
         return weight
 
@@ -106,7 +106,7 @@ def _forward(
         panels, first = weight.panels, begin
     else:
         panels, first = PackedWeight.pack(weight[begin:end]).panels, 0
-    y = np.empty((x.shape[0], end - begin), np.float32)
+    y = empty((x.shape[0], end - begin))
     # With a tape, backward reads what goes into the activation: two steps instead of one.
     is_split = keep and activation is not None
     kernels.gemm(
@@ -146,16 +146,16 @@ def _backward(saved: tuple[Any, ...], d_y: Array) -> tuple[Any, ...]:
     return d_x, d_weight, d_bias, d_residual
 
 
-def product(a: Array, b: Array, *, transpose_a: bool = False, out: Array | None = None) -> Array:
-    """Return A . B, or Aᵀ . B, for row-major float32 arrays; with `out` it is added to that."""
-    panels = np.empty((-(-b.shape[1] // kernels.panel_width), b.shape[0], kernels.panel_width), np.float32)
+def product(a: Array, b: Array, *, transpose_a: bool = False, out: Array | None = None, add: bool = False) -> Array:
+    """Return A . B, or Aᵀ . B, for row-major float32 arrays; written to `out`, or with `add` added to it."""
+    panels = empty((-(-b.shape[1] // kernels.panel_width), b.shape[0], kernels.panel_width))
     kernels.pack_columns(rows_contiguous(b), panels, threads_for(b.size))
-    is_added = out is not None
-    n_rows = a.shape[1] if transpose_a else a.shape[0]
     if out is None:
-        out = np.zeros((n_rows, b.shape[1]), np.float32) if b.shape[0] == 0 else np.empty((n_rows, b.shape[1]), np.float32)
+        out = empty((a.shape[1] if transpose_a else a.shape[0], b.shape[1]))
     if b.shape[0]:
-        kernels.gemm(rows_contiguous(a), panels, None, None, out, 0, 0, transpose_a, is_added, get_num_threads())
+        kernels.gemm(rows_contiguous(a), panels, None, None, out, 0, 0, transpose_a, add, get_num_threads())
+    elif not add:
+        out[...] = 0  # a sum of nothing
     return out
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from lucid._ext._memory import Memory
 
 Array = Any
 """A NumPy array, or a CuPy array with the same interface."""
@@ -21,10 +24,12 @@ class Kernel:
     forward : ``(*arrays, keep, **params) -> (out, saved)``. Without `keep` nothing is saved.
     backward : ``(saved, d_out) -> gradients``, one per array, None for one without; or None where no gradient
         is defined
+    is_fresh : whether the arrays that backward returns are new and nobody else's, so that others may be added into them
     """
 
     forward: Callable[..., tuple[Any, Any]]
     backward: Callable[..., Any] | None
+    is_fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,7 @@ class Op:
     def run(self, *arrays: Array, keep: bool, **params: Any) -> tuple[Any, Any]:
         """Check, pick the device, run forward; return the result, and what backward reads if `keep`."""
         self.check(*arrays, **params)
+        arrays, params = tuple(map(aligned, arrays)), {name: aligned(value) for name, value in params.items()}
         return self.on(arrays[0]).forward(*arrays, keep=keep, **params)
 
     def __call__(self, *arrays: Array, **params: Any) -> Any:
@@ -131,6 +137,20 @@ def want_stream(op: str, name: str, stream: int) -> None:
         raise ValueError(f"{op}: {name} must lie in [0, 2**32), not {stream}")
 
 
+def aligned(value: Any) -> Any:
+    """Return a NumPy array that lies at odd addresses as a copy that does not, and anything else as it is: C does not allow it."""
+    return value.copy() if isinstance(value, np.ndarray) and not value.flags.aligned else value
+
+
+def empty(shape: tuple[int, ...]) -> Array:
+    """Return a float32 array on the CPU whose values are not set: aligned to cache lines, its memory used before if it can be."""
+    size = math.prod(shape)
+    if size == 0:
+        return np.empty(shape, np.float32)
+    return np.frombuffer(Memory(4 * size), np.float32).reshape(shape)  # type: ignore[call-overload]
+
+
 def rows_contiguous(array: Array) -> Array:
     """Return `array` with unit stride along its last axis, copied only if it has another."""
+    array = aligned(array)
     return array if array.strides[-1] == array.itemsize and array.strides[0] % array.itemsize == 0 else np.ascontiguousarray(array)

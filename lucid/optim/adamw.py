@@ -90,15 +90,14 @@ class AdamW:
         weight_decay: float = 0.01,
         max_grad_norm: float | None = None,
     ) -> None:
-        _want("eps", eps, eps > 0, "positive")
+        _want("eps", eps, 0 < eps < math.inf, "positive")
         _want("betas", betas, len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)")
         if max_grad_norm is not None:
             _want("max_grad_norm", max_grad_norm, max_grad_norm > 0, "positive")
         self.betas, self.eps, self.max_grad_norm = betas, eps, max_grad_norm
         self.groups = [{"lr": lr, "weight_decay": weight_decay, **group} for group in _groups(params, weight_decay)]
         for group in self.groups:
-            for name in ("lr", "weight_decay"):
-                _want(name, group[name], 0 <= group[name] < math.inf, "finite and at least 0")
+            _want_rates(group)
         self.n_steps = 0
         named = [item for group in self.groups for item in group["params"].items()]
         if len({id(p) for _, p in named}) != len(named) or len({name for name, _ in named}) != len(named):
@@ -111,17 +110,41 @@ class AdamW:
         for parameter in self._parameters.values():
             parameter.grad = None
 
-    def step(self, loss: Any = None, *, batch: object = None) -> float:
+    def check_loss(self, loss: Any, *, batch: object = None) -> float:
+        """Return the loss as a number; `step` does it too, but micro-batches have losses of their own.
+
+        Parameters
+        ----------
+        loss : Tensor or float
+        batch : optional. Named in the error.
+
+        Raises
+        ------
+        NonFiniteError
+            The loss is NaN or infinite.
+        """
+        value = float(loss)
+        if not math.isfinite(value):
+            raise NonFiniteError(f"the loss is {value} {self._where(batch)}: no weight was touched")
+        return value
+
+    def _where(self, batch: object) -> str:
+        return f"in step {self.n_steps + 1}" + ("" if batch is None else f", batch {batch}")
+
+    def step(self, loss: Any = None, *, batch: object = None, divisor: float = 1) -> float:
         """Update every parameter that has a gradient.
 
         Parameters
         ----------
         loss : Tensor or float, optional. Checked too, if given.
         batch : optional. Named in the error if something is not finite.
+        divisor : float, >= 0. The gradients count divided by it, for clipping, too. After micro-batches with losses of
+            ``reduction="sum"`` it is the number of their labels, and the step that of the mean over all of them. 0 counts
+            as 1: over no label at all, gradients are 0 already.
 
         Returns
         -------
-        norm : float. Of all gradients, before clipping.
+        norm : float. Of all gradients, divided, before clipping.
 
         Raises
         ------
@@ -130,24 +153,27 @@ class AdamW:
         RuntimeError
             No parameter has a gradient.
         TypeError, ValueError
-            A gradient is not float32, or has not its parameter's shape.
+            A gradient is not float32, or has not its parameter's shape; `divisor` or a group's rate is negative or not finite.
 
             Whatever is raised, weights, moments and `n_steps` are as before.
         """
-        where = f"in step {self.n_steps + 1}" + ("" if batch is None else f", batch {batch}")
-        if loss is not None and not math.isfinite(float(loss)):
-            raise NonFiniteError(f"the loss is {float(loss)} {where}: no weight was touched")
+        _want("divisor", divisor, 0 <= divisor < math.inf, "finite and at least 0")
+        for group in self.groups:  # which their owner may have changed
+            _want_rates(group)
+        if loss is not None:
+            self.check_loss(loss, batch=batch)
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         if not gradients:
             raise RuntimeError("AdamW: no parameter has a gradient: call backward() on the loss before step()")
         for name, gradient in gradients.items():
             want("AdamW", f"the gradient of {name}", gradient, np.float32, self._parameters[name].shape)
-        norm = grad_norm(self._parameters.values())
+        share = 1.0 / (float(divisor) or 1.0)
+        norm = grad_norm(self._parameters.values()) * share
         if not math.isfinite(norm):
             bad = [name for name, gradient in gradients.items() if not np.isfinite(gradient).all()]
             others = f" and {len(bad) - 3} others" if len(bad) > 3 else ""
-            raise NonFiniteError(f"the gradient of {', '.join(bad[:3])}{others} is not finite {where}: no weight was touched")
-        scale = 1.0 if self.max_grad_norm is None or norm <= self.max_grad_norm else self.max_grad_norm / norm
+            raise NonFiniteError(f"the gradient of {', '.join(bad[:3])}{others} is not finite {self._where(batch)}: no weight was touched")
+        scale = share if self.max_grad_norm is None or norm <= self.max_grad_norm else share * (self.max_grad_norm / norm)
         self.n_steps += 1
         for group in self.groups:
             for name, parameter in group["params"].items():
@@ -212,6 +238,11 @@ class AdamW:
 def _want(name: str, value: Any, is_good: bool, what: str) -> None:
     if not is_good:
         raise ValueError(f"AdamW: {name} must be {what}, not {value}")
+
+
+def _want_rates(group: Group) -> None:
+    for name in ("lr", "weight_decay"):
+        _want(name, group[name], 0 <= group[name] < math.inf, "finite and at least 0")
 
 
 def _groups(params: Any, weight_decay: float) -> list[Group]:

@@ -24,8 +24,8 @@ class Template:
         The longest sequence allowed, special tokens included.
     truncation : bool
         Cut what is longer; otherwise it is a ValueError.
-    has_offsets, has_word_ids : bool
-        Whether to give these too.
+    has_special, has_offsets, has_word_ids : bool
+        Whether to give the special tokens mask and these too.
     """
 
     cls_id: int
@@ -34,14 +34,15 @@ class Template:
     add_special_tokens: bool
     limit: int | None
     truncation: bool
-    has_offsets: bool
-    has_word_ids: bool
+    has_special: bool = False
+    has_offsets: bool = False
+    has_word_ids: bool = False
 
     @property
     def keys(self) -> tuple[str, ...]:
         """What a filled template holds."""
-        keys = ("input_ids", "token_type_ids", "attention_mask", "special_tokens_mask")
-        return keys + ("offsets",) * bool(self.has_offsets) + ("word_ids",) * bool(self.has_word_ids)
+        further = {"special_tokens_mask": self.has_special, "offsets": self.has_offsets, "word_ids": self.has_word_ids}
+        return ("input_ids", "token_type_ids", "attention_mask", *(key for key, is_wanted in further.items() if is_wanted))
 
     def check_room(self, is_pair: bool) -> None:
         """Raise ValueError where the limit leaves no room for the special tokens."""
@@ -67,9 +68,10 @@ class Template:
             "input_ids": ids,
             "token_type_ids": [0] * (len(ids) - n_second) + [1] * n_second,
             "attention_mask": [1] * len(ids),
-            # By id: the library's own mask leaves out a [MASK] that the text wrote, and masking must not choose it.
-            "special_tokens_mask": self.is_special[ids].tolist(),
         }
+        if self.has_special:
+            # By id: the library's own mask leaves out a [MASK] that the text wrote, and masking must not choose it.
+            filled["special_tokens_mask"] = self.is_special[ids].tolist()
         if self.has_offsets:
             filled["offsets"] = self._frame(a.offsets[:n_a], None if b is None else b.offsets[:n_b], (0, 0), (0, 0))
         if self.has_word_ids:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from tokenizers import Tokenizer
 
+from lucid.hub import TOKENIZER_FILES, checkpoint_folder
 from lucid.text.pieces import listed, split
 from lucid.text.template import Template, pad
 from lucid.text.tokenizer_files import read_folder, write_folder
@@ -108,15 +109,16 @@ class BERTTokenizerFast:
         self._is_special[self.all_special_ids] = 1
 
     @classmethod
-    def from_pretrained(cls, folder: str | PathLike[str]) -> Self:
-        """Load the tokenizer of a Hugging Face checkpoint folder.
+    def from_pretrained(cls, folder_or_hub_id: str | PathLike[str], *, revision: str | None = None) -> Self:
+        """Load the tokenizer of a Hugging Face checkpoint, from a folder or the hub.
 
         Parameters
         ----------
-        folder : path
+        folder_or_hub_id : path of a folder, or "org/name" on the Hugging Face hub
             Holds `tokenizer.json`, or else `vocab.txt`. Where `tokenizer_config.json` says how to normalise
             (`do_lower_case`, `strip_accents`, `tokenize_chinese_chars`) it overrules `tokenizer.json`, as in
             transformers. Truncation and padding stored in `tokenizer.json` are not taken over: each call says its own.
+        revision : str, optional. Branch, tag or commit on the hub.
 
         Returns
         -------
@@ -125,11 +127,12 @@ class BERTTokenizerFast:
         Raises
         ------
         FileNotFoundError
-            No such folder, or no tokenizer in it.
+            No such folder, no tokenizer in it, or the hub does not give it.
         FormatError
             A ValueError: a file is broken or holds another kind of tokenizer.
         """
         tokenizer = cls.__new__(cls)
+        folder = checkpoint_folder(folder_or_hub_id, revision, files=TOKENIZER_FILES, wanted="tokenizer.json or vocab.txt")
         tokenizer._adopt(*read_folder(folder))
         return tokenizer
 
@@ -198,6 +201,7 @@ class BERTTokenizerFast:
         add_special_tokens: bool = True,
         max_length: int | None = None,
         truncation: bool = False,
+        return_special_tokens_mask: bool = False,
         return_offsets: bool = False,
         return_word_ids: bool = False,
     ) -> dict[str, list[Any]]:
@@ -215,6 +219,9 @@ class BERTTokenizerFast:
         truncation : bool
             Cut texts at their ends to `max_length`, or to `model_max_length` where that is not given. [CLS] and [SEP]
             stay; of a pair the longer text is cut first.
+        return_special_tokens_mask : bool
+            Add `special_tokens_mask`, for `create_masked_lm_inputs`: 1 for every special token, also one that the text
+            itself wrote ([MASK]) or that stands for a word ([UNK]).
         return_offsets : bool
             Add `offsets`: for each token (start, end) in characters of its text; (0, 0) for [CLS] and [SEP].
         return_word_ids : bool
@@ -223,10 +230,10 @@ class BERTTokenizerFast:
         Returns
         -------
         dict of lists
-            `input_ids`; `token_type_ids`, 1 from the second text on; `attention_mask`, all 1; `special_tokens_mask`,
-            1 for every special token, also one that the text itself wrote ([MASK]) or that stands for a word ([UNK]).
+            `input_ids`; `token_type_ids`, 1 from the second text on; `attention_mask`, all 1: what a model takes,
+            ``model(**encoded)``; and what else was asked for.
         """
-        template = self._template(add_special_tokens, max_length, truncation, return_offsets, return_word_ids)
+        template = self._template(add_special_tokens, max_length, truncation, return_special_tokens_mask, return_offsets, return_word_ids)
         encoded = self._encode([text_a], None if text_b is None else [text_b], ("text_a", "text_b"), template)
         return {key: rows[0] for key, rows in encoded.items()}
 
@@ -239,6 +246,7 @@ class BERTTokenizerFast:
         padding: bool | str = True,
         max_length: int | None = None,
         truncation: bool = False,
+        return_special_tokens_mask: bool = False,
         return_offsets: bool = False,
         return_word_ids: bool = False,
     ) -> dict[str, Any]:
@@ -251,7 +259,7 @@ class BERTTokenizerFast:
             As many second texts.
         padding : bool or "max_length"
             True pads to the longest of the batch, "max_length" to `max_length`, False not at all.
-        add_special_tokens, max_length, truncation, return_offsets, return_word_ids
+        add_special_tokens, max_length, truncation, return_special_tokens_mask, return_offsets, return_word_ids
             As in `encode_plus`.
 
         Returns
@@ -263,7 +271,7 @@ class BERTTokenizerFast:
         """
         if padding not in (True, False, "max_length"):
             raise ValueError(f'padding is {padding!r}, wanted True, False or "max_length"')
-        template = self._template(add_special_tokens, max_length, truncation, return_offsets, return_word_ids)
+        template = self._template(add_special_tokens, max_length, truncation, return_special_tokens_mask, return_offsets, return_word_ids)
         encoded = self._encode(
             listed(texts, "texts"),
             None if pairs is None else listed(pairs, "pairs"),
@@ -277,13 +285,8 @@ class BERTTokenizerFast:
             if template.limit is None:
                 raise ValueError('padding="max_length" needs max_length=...')
             width = template.limit
-        input_ids = pad(encoded["input_ids"], width, self.pad_token_id)
-        return encoded | {
-            "input_ids": input_ids,
-            "token_type_ids": pad(encoded["token_type_ids"], width, 0),
-            "attention_mask": pad(encoded["attention_mask"], width, 0),
-            "special_tokens_mask": self._is_special[input_ids],
-        }
+        fills = {"input_ids": self.pad_token_id, "token_type_ids": 0, "attention_mask": 0, "special_tokens_mask": 1}
+        return {key: pad(rows, width, fills[key]) if key in fills else rows for key, rows in encoded.items()}
 
     def encode_pretraining_inputs(
         self,
@@ -312,11 +315,11 @@ class BERTTokenizerFast:
         if text_b is not None and isinstance(text_b, str) != is_single:
             raise TypeError("text_a and text_b must both be a str or both be lists of str")
         if not is_single:
-            arrays = self.encode_batch(text_a, text_b)
+            arrays = self.encode_batch(text_a, text_b, return_special_tokens_mask=True)
         elif return_tensor:
-            arrays = self.encode_batch([text_a], None if text_b is None else [text_b])  # type: ignore[list-item]
+            arrays = self.encode_batch([text_a], None if text_b is None else [text_b], return_special_tokens_mask=True)  # type: ignore[list-item]
         else:
-            return self.encode_plus(text_a, text_b)  # type: ignore[arg-type]
+            return self.encode_plus(text_a, text_b, return_special_tokens_mask=True)  # type: ignore[arg-type]
         if not return_tensor:
             return {key: array.tolist() for key, array in arrays.items()}
         from lucid.tensor import Tensor  # here, since text that stays text needs no tensors
@@ -343,9 +346,7 @@ class BERTTokenizerFast:
         rows = [template.fill(a, b, names[0].format(place)) for place, (a, b) in enumerate(zip(first, second, strict=True))]
         return {key: [row[key] for row in rows] for key in template.keys}
 
-    def _template(
-        self, add_special_tokens: bool, max_length: int | None, truncation: bool, has_offsets: bool, has_word_ids: bool
-    ) -> Template:
+    def _template(self, add_special_tokens: bool, max_length: int | None, truncation: bool, *further: bool) -> Template:
         """Check the arguments that say how sequences are laid out."""
         if max_length is not None:
             try:
@@ -358,16 +359,7 @@ class BERTTokenizerFast:
             max_length = self.model_max_length
             if max_length is None:
                 raise ValueError("truncation=True needs max_length=..., since this tokenizer knows no model_max_length")
-        return Template(
-            self.cls_token_id,
-            self.sep_token_id,
-            self._is_special,
-            add_special_tokens,
-            max_length,
-            truncation,
-            has_offsets,
-            has_word_ids,
-        )
+        return Template(self.cls_token_id, self.sep_token_id, self._is_special, add_special_tokens, max_length, truncation, *further)
 
     def _checked_ids(self, ids: Any, name: str) -> list[int]:
         """Give a sequence or array of ids as a list of ints that exist."""

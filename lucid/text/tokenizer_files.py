@@ -31,7 +31,7 @@ GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 NO_LIMIT = 10**9
 
 
-def read_folder(folder: str | PathLike[str]) -> tuple[Tokenizer, SpecialTokens, int | None, str]:
+def read_folder(folder: Path) -> tuple[Tokenizer, SpecialTokens, int | None, str]:
     """Read a tokenizer from a checkpoint folder.
 
     Parameters
@@ -52,14 +52,10 @@ def read_folder(folder: str | PathLike[str]) -> tuple[Tokenizer, SpecialTokens, 
     Raises
     ------
     FileNotFoundError
-        No such folder, or neither file is in it.
+        Neither file is in it.
     FormatError
         A file is broken or is no WordPiece tokenizer.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise FileNotFoundError(f"{folder} {what}; wanted a folder that holds {TOKENIZER_FILE} or {VOCAB_FILE}")
     config_path = folder / CONFIG_FILE
     config = _read_json(config_path) if config_path.is_file() else {}
     if (path := folder / TOKENIZER_FILE).is_file():

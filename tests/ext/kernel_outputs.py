@@ -176,9 +176,8 @@ class Outputs:
 
     def attention_backward(self, inputs: Inputs) -> Iterator[Any]:
         for call in self._attention(inputs):
-            n, width = call["out"].shape
-            gradients = [nothing(n, width) for _ in range(3)]
-            d_out = inputs.floats(n, width)
+            gradients = [nothing(*operand.shape) for operand in call["operands"][:3]]
+            d_out = inputs.floats(*call["out"].shape)
             self.kernels.attention_backward(*call["operands"], call["lse"], d_out, *gradients, *call["dropout"], self.n_threads)
             yield tuple(gradients)
 
@@ -186,14 +185,17 @@ class Outputs:
         for lengths in SEQUENCES:
             for n_heads, head_width in HEADS:
                 for p in (0.0, 0.1):
-                    n, width = sum(lengths), n_heads * head_width
-                    q, k, v = (inputs.floats(n, width, scale=2) for _ in range(3))
-                    starts, columns = starts_of(lengths), inputs.ints(0, 512, n)
-                    dropout = (columns, columns, inputs.ints(0, 99, len(lengths)), SEED, STREAM, p)
-                    out, lse = nothing(n, width), nothing(n, n_heads)
-                    operands = (q, k, v, starts, starts, n_heads, 1 / np.sqrt(head_width))
-                    self.kernels.attention_forward(*operands, out, lse, *dropout, self.n_threads)
-                    yield {"operands": operands, "out": out, "lse": lse, "dropout": dropout}
+                    for is_asked in (None, 7):  # of every query, or of at most so many of a sequence
+                        n, width = sum(lengths), n_heads * head_width
+                        asked = lengths if is_asked is None else tuple(min(length, is_asked) for length in lengths)
+                        q, k, v = inputs.floats(sum(asked), width, scale=2), *(inputs.floats(n, width, scale=2) for _ in range(2))
+                        query_starts, key_starts = starts_of(asked), starts_of(lengths)
+                        columns = (inputs.ints(0, 512, sum(asked)), inputs.ints(0, 512, n))
+                        dropout = (*columns, inputs.ints(0, 99, len(lengths)), SEED, STREAM, p)
+                        out, lse = nothing(sum(asked), width), nothing(sum(asked), n_heads)
+                        operands = (q, k, v, query_starts, key_starts, n_heads, 1 / np.sqrt(head_width))
+                        self.kernels.attention_forward(*operands, out, lse, *dropout, self.n_threads)
+                        yield {"operands": operands, "out": out, "lse": lse, "dropout": dropout}
 
     def cross_entropy_forward(self, inputs: Inputs) -> Iterator[Any]:
         for n in (*WIDTHS, 1021):
@@ -203,12 +205,29 @@ class Outputs:
             self.kernels.cross_entropy_forward(inputs.floats(7, n, scale=9), labels, losses, lse, self.n_threads)
             yield losses, lse
 
+    def logit_sums(self, inputs: Inputs) -> Iterator[Any]:
+        for first_word, n in ((0, 1), (384, 383), (0, 1021), (768, 384)):
+            sums, label_logits = nothing(7, 5, 2), nothing(7)
+            labels = inputs.ints(0, 1921, 7)
+            labels[3] = first_word
+            self.kernels.logit_sums(inputs.floats(7, n, scale=9), labels, first_word, sums, label_logits, self.n_threads)
+            yield sums, label_logits
+
+    def join_sums(self, inputs: Inputs) -> Iterator[Any]:
+        for n_blocks in (1, 3, 80):
+            sums, losses, lse = inputs.floats(7, n_blocks, 2, scale=9), inputs.floats(7), nothing(7)
+            sums[:, :, 1] = 1 + np.abs(sums[:, :, 1])
+            self.kernels.join_sums(sums, losses, lse)
+            yield losses, lse
+
     def cross_entropy_backward(self, inputs: Inputs) -> Iterator[Any]:
         for n in (*WIDTHS, 1021):
             d_logits = nothing(7, n)
             logits, labels, lse = inputs.floats(7, n, scale=9), inputs.ints(0, n, 7), inputs.floats(7) + np.float32(15)
-            self.kernels.cross_entropy_backward(logits, labels, lse, inputs.floats(7), 0, d_logits, self.n_threads)
-            yield d_logits
+            d_losses = inputs.floats(7)
+            for first in (0, n // 2):  # the word of the first column
+                self.kernels.cross_entropy_backward(logits, labels, lse, d_losses, first, d_logits, self.n_threads)
+                yield d_logits.copy()
 
     def decoder_cross_entropy_forward(self, inputs: Inputs) -> Iterator[Any]:
         for n_words in (1, 49, 1021):

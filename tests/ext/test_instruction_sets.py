@@ -2,9 +2,11 @@
 
 import importlib
 import os
+import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -56,8 +58,69 @@ def test_the_number_of_threads_changes_no_bit(name: str, kernel: str) -> None:
     assert digest(Outputs(build(name), 1)[kernel]) == digest(Outputs(build(name), 3)[kernel])
 
 
-def test_the_wide_build_is_never_the_default() -> None:
-    assert RUNNABLE[0] != "avx512"
+# Which build is chosen
+
+
+def test_the_widest_build_comes_first() -> None:
+    widths = [build(name).panel_width for name in RUNNABLE]
+    assert widths == sorted(widths, reverse=True)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86-64")
+def test_what_can_run_is_what_linux_says_of_the_cpu() -> None:
+    flags = set(re.search(r"^flags\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].split())
+    needs = {"avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"}, "avx2": {"avx2", "fma"}, "baseline": set()}
+    assert RUNNABLE == [name for name, wanted in needs.items() if wanted <= flags]
+
+
+def emulated(cpu: str, code: str) -> str:
+    """What Python code prints on another x86-64 CPU; an instruction that this CPU does not have ends the program."""
+    if not shutil.which("qemu-x86_64"):
+        pytest.skip("no qemu-x86_64 here (Debian: qemu-user)")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("LUCID_", "OPENBLAS_"))}
+    environment["OMP_WAIT_POLICY"] = "passive"  # waiting threads would take the time of working ones
+    command = ["qemu-x86_64", "-cpu", cpu, sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("cpu", "runnable"),
+    [
+        ("max", ["avx2", "baseline"]),  # this emulator has no AVX-512
+        ("Skylake-Server", ["avx2", "baseline"]),  # whatever the name of a CPU promises
+        ("max,fma=off", ["baseline"]),
+        ("max,xsave=off", ["baseline"]),  # an operating system that does not keep wide registers
+        ("Nehalem", ["baseline"]),
+    ],
+)
+def test_another_cpu_runs_the_best_that_it_can(cpu: str, runnable: list[str]) -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip("the CPUs are x86-64")
+    code = "from lucid import _ext; print(_ext.instruction_set, *_ext._cpu.instruction_sets())"
+    assert emulated(cpu, code).split() == [runnable[0], *runnable]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cpu", "name"), [("Haswell", "avx2"), ("Nehalem", "baseline")])
+def test_a_build_gives_the_same_bits_on_a_cpu_that_has_no_more(cpu: str, name: str) -> None:
+    """Every kernel runs there; the product does as part of the decoder's, its own list of calls would take a minute."""
+    if name not in RUNNABLE:
+        pytest.skip(f"this CPU runs {', '.join(RUNNABLE)} only")
+    code = f"""
+import sys
+sys.path.insert(0, "tests/ext")
+from kernel_outputs import Outputs, digest
+from lucid import _ext
+assert _ext.instruction_set == {name!r}
+outputs = Outputs(_ext.kernels)
+for kernel in Outputs.names():
+    if kernel != "gemm":
+        print(kernel, digest(outputs[kernel]))
+"""
+    here = Outputs(build(name))
+    assert emulated(cpu, code).splitlines() == [f"{kernel} {digest(here[kernel])}" for kernel in Outputs.names() if kernel != "gemm"]
 
 
 # What the compiler made

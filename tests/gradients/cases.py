@@ -20,7 +20,7 @@ from lucid import threads
 from lucid.ops.activation import activation
 from lucid.ops.attention import AttentionDropout, attention
 from lucid.ops.cross_entropy import cross_entropy
-from lucid.ops.decoder import decoder_cross_entropy
+from lucid.ops.decoder import decoder_cross_entropy, decoder_loss
 from lucid.ops.dropout import dropout
 from lucid.ops.embedding import embedding
 from lucid.ops.layer_norm import layer_norm
@@ -39,7 +39,7 @@ U = 2.0**-24
 THREAD_COUNTS = (1, 2, 3, 8)
 
 # Where the kernels cut their sums.
-CHAIN, KEY_BLOCK, QUERY_BLOCK, ROW_LANES, NORM_ROWS, WORDS_AT_ONCE = 256, 192, 32, 16, 64, 4096
+CHAIN, KEY_BLOCK, QUERY_BLOCK, ROW_LANES, NORM_ROWS, WORDS_AT_ONCE, ROWS_AT_ONCE = 256, 192, 32, 16, 64, 4608, 1024
 
 EXP_ERROR = 1.2e-7
 SLOPE_ERROR = 2.1e-7
@@ -254,6 +254,20 @@ def decoder_cross_entropy_bound(d_losses: Array, x: Array, weight: Array, bias: 
     of_x = of_d @ np.abs(weight) + gamma(depth(len(weight)) + -(-len(weight) // WORDS_AT_ONCE)) * (size @ np.abs(weight))
     of_weight = of_d.T @ np.abs(x) + product_bound(size.T, x)
     return of_x, of_weight, None if bias is None else of_d.sum(axis=0) + U * np.abs(d.sum(axis=0)) + 2.0**-50 * size.sum(axis=0)
+
+
+def decoder_loss_bound(d_y: Array, x: Array, weight: Array, bias: Array | None = None, *, labels: Array, divisor: float) -> Bounds:
+    """Two roundings more: of 1 / divisor, and of the product with d_y; and rows are added in float32 from one group to the next."""
+    d_losses = np.full(len(x), float(d_y) / divisor)
+    of = decoder_cross_entropy_bound(d_losses, x, weight, bias, labels=labels)
+    wanted = reference.decoder_loss(x.astype(np.float64), weight, bias, labels=labels, divisor=divisor)[1](d_y)
+    logits = reference.linear(x.astype(np.float64), weight, bias)[0]
+    (d,) = reference.cross_entropy(logits, labels=labels)[1](d_losses)
+    of_groups = (len(x) // ROWS_AT_ONCE) * U * np.abs(d).sum(axis=0)
+    return tuple(
+        None if bound is None else bound * (1 + 4 * U) + 3 * U * np.abs(want) + (of_groups if i == 2 else 0)
+        for i, (bound, want) in enumerate(zip(of, wanted, strict=True))
+    )
 
 
 def gather_rows_bound(d_y: Array, x: Array, *, rows: Array) -> Bounds:
@@ -475,6 +489,15 @@ def _decoder_cross_entropy(n_rows: int, n_words: int, width: int, bias: bool = T
     return Case(decoder_cross_entropy, label, build, decoder_cross_entropy_bound)
 
 
+def _decoder_loss(n_rows: int, n_words: int, width: int, divisor: float, bias: bool = True) -> Case:
+    def build(rng: Rng) -> Call:
+        call = _decoder_cross_entropy(n_rows, n_words, width, bias).build(rng)
+        return Call(call.arrays, {**call.params, "divisor": divisor})
+
+    label = f"{n_rows}x{n_words}x{width}{'-bias' if bias else ''}-over {divisor}"
+    return Case(decoder_loss, label, build, decoder_loss_bound)
+
+
 def _dropout(n_rows: int, width: int, p: float) -> Case:
     def build(rng: Rng) -> Call:
         tokens = {"columns": integers(rng, 0, 512, n_rows), "examples": integers(rng, 0, 1 << 30, n_rows)}
@@ -574,9 +597,17 @@ CASES: tuple[Case, ...] = (
     _decoder_cross_entropy(6, 383, 26),
     _decoder_cross_entropy(7, 385, 26, bias=False, packed=True),
     _decoder_cross_entropy(129, 1021, 26, packed=True),
-    _decoder_cross_entropy(5, 4097, 31),
-    _decoder_cross_entropy(3, 8291, 31),
+    _decoder_cross_entropy(5, 4609, 31),
+    _decoder_cross_entropy(3, 9291, 31),
     _decoder_cross_entropy(7, 1021, 768),
+    _decoder_loss(5, 11, 7, 5),
+    _decoder_loss(0, 31, 7, 1),
+    _decoder_loss(1, 1, 1, 3, bias=False),
+    _decoder_loss(7, 385, 26, 7, bias=False),
+    _decoder_loss(3, 9291, 31, 1),
+    _decoder_loss(1024, 385, 5, 1024),
+    _decoder_loss(1031, 771, 9, 1031),
+    _decoder_loss(7, 1021, 768, 100.0),
     _dropout(5, 7, 0.3),
     *(_dropout(*case) for case in ((0, 8, 0.1), (1, 1, 0.5), (7, 5, 0.0), (129, 768, 0.1), (3, 1021, 0.999))),
     _gather_rows(7, 3, 5),

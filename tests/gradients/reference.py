@@ -213,6 +213,12 @@ def decoder_cross_entropy(x: Array, weight: Array, bias: Array | None = None, *,
     return losses, lambda d_losses: linear_back(*loss_back(d_losses))[:3]
 
 
+def decoder_loss(x: Array, weight: Array, bias: Array | None = None, *, labels: Array, divisor: float) -> tuple[Array, Back]:
+    losses, back = decoder_cross_entropy(x, weight, bias, labels=labels)
+    loss, total_back = total(losses, divisor=divisor)
+    return loss, lambda d_y: back(*total_back(d_y))
+
+
 def total(x: Array, *, divisor: float) -> tuple[Array, Back]:
     return np.asarray(x.astype(np.float64).sum() / divisor), lambda d_y: (np.full(x.shape, float(d_y) / divisor),)
 

@@ -345,6 +345,50 @@ def test_a_gradient_is_nobody_elses_array() -> None:
     assert np.array_equal(held, np.ones(6, np.float32))
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_a_sum_of_gradients_is_made_in_place_where_it_is_the_tensors_own(shape: tuple[int, ...]) -> None:
+    x = leaf(*shape)
+    for n in range(1, 5):
+        held = x.grad
+        (x * 2.0).backward(np.ones(shape))
+        assert isinstance(x.grad, np.ndarray) and np.array_equal(x.grad, np.full(shape, 2 * n, np.float32))
+        assert (x.grad is held) == (n >= 3)
+    theirs = np.ones(shape, np.float32)
+    x.grad = theirs
+    (x * 2.0).backward(np.ones(shape))
+    assert np.array_equal(theirs, np.ones(shape))
+    assert np.array_equal(x.grad, np.full(shape, 3, np.float32))
+
+
+def test_the_word_table_takes_the_losss_gradient_without_a_copy() -> None:
+    """The looked-up rows are added into it: no second table at the end of backward."""
+    model, batch = _model_and_batch(vocab_size=20_011, hidden_size=24, num_hidden_layers=1, intermediate_size=32)
+    size = model.get_input_embeddings().weight.size * 4
+    tracemalloc.start()
+    try:
+        loss = model.get_loss(**batch)
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        loss.backward()
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert before > size
+    assert peak < 0.5 * size
+
+
+def test_rows_are_never_added_to_an_array_of_others() -> None:
+    table = parameter(4, 2)
+    theirs = np.ones((4, 2), np.float32)
+    table.grad = theirs
+    table.accumulate(RowsGradient(slice(1, 3), np.ones((2, 2), np.float32), (4, 2)))
+    assert (theirs == 1).all()
+    held = table.grad
+    table.accumulate(RowsGradient(slice(1, 3), np.ones((2, 2), np.float32), (4, 2)))
+    assert table.grad is held
+    assert np.array_equal(held, [[1, 1], [3, 3], [3, 3], [1, 1]])
+
+
 def test_a_wrong_backward_is_named() -> None:
     def op(d_x: Any) -> Op:
         return Op("mine", lambda x: None, cpu=Kernel(lambda x, *, keep: (x * 1, None), lambda saved, d_y: (d_x,)), gpu=None)

@@ -4,13 +4,18 @@ They do not change with
 - the number of threads;
 - columns of padding appended to the batch, or rows of nothing but padding appended below it, dropout on;
 - what stands under the padding, and how the mask is written;
-- where padding stands, on the left, in the middle, on the right, without dropout and with the positions told: a token's
-  place in its row, the column, names its dropout mask and, unless told, its position;
+- where padding stands, on the left, in the middle, on the right, dropout on and with the positions told: unless told, a
+  token's position is its column;
+- the instruction set, if it has fused multiply-adds;
 - the layout that weights were in before, and whether layers are recomputed.
 
 They do change with the order of the sequences: sums over tokens run in the batch's order, and dropout counts examples.
 """
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +24,7 @@ import pytest
 import lucid
 from gradients.cases import for_each_thread_count
 from gradients.models import digest, gradients_of, make_batch, make_model, weights_of
+from lucid._ext import _cpu
 from lucid.models import BERTForMaskedLM
 from lucid.optim import AdamW
 
@@ -88,6 +94,31 @@ def test_one_hash_for_any_number_of_threads(size: dict[str, Any], batch: dict[st
     assert len(set(hashes)) == 1, hashes
 
 
+IN_A_PROCESS = """
+import sys
+sys.path[:0] = {paths!r}
+from gradients.test_bits import DROPOUT, steps
+from gradients.models import make_batch, make_model
+model = make_model(**DROPOUT)
+print(steps(model, make_batch(model)))
+"""
+
+
+def test_one_hash_for_every_instruction_set_with_fused_products() -> None:
+    sets = [name for name in _cpu.instruction_sets() if name != "baseline"]
+    if len(sets) < 2:
+        pytest.skip(f"this CPU runs {', '.join(sets) or 'the baseline'} only: nothing to compare with")
+    script = IN_A_PROCESS.format(paths=[str(Path(__file__).parents[1]), str(Path(lucid.__file__).parents[1])])
+    hashes = {
+        name: subprocess.run(
+            [sys.executable, "-c", script], env={**os.environ, "LUCID_ISA": name}, check=True, capture_output=True, text=True, timeout=300
+        ).stdout.strip()
+        for name in sets
+    }
+    assert len(set(hashes.values())) == 1, hashes
+    assert len(hashes[sets[0]]) == 64
+
+
 def test_padding_that_is_appended_changes_no_bit() -> None:
     model = make_model(**DROPOUT)
     batch = make_batch(model)
@@ -117,9 +148,10 @@ def test_no_mask_is_a_mask_of_ones() -> None:
     assert steps(make_model(**DROPOUT), batch) == want
 
 
+@pytest.mark.parametrize("settings", [{}, DROPOUT], ids=["no dropout", "dropout"])
 @pytest.mark.parametrize("where", ["left", "middle", "anywhere"])
-def test_where_padding_stands_changes_no_bit_without_dropout(where: str) -> None:
-    model = make_model()
+def test_where_padding_stands_changes_no_bit(where: str, settings: dict[str, Any]) -> None:
+    model = make_model(**settings)
     batch = make_batch(model)
     n, width = batch["input_ids"].shape
     rng = np.random.default_rng(3)
@@ -129,16 +161,21 @@ def test_where_padding_stands_changes_no_bit_without_dropout(where: str) -> None
         "middle": np.where(right < width // 2, right, right + 2 * width),
         "anywhere": np.sort(np.stack([rng.choice(3 * width, width, replace=False) for _ in range(n)]), axis=1),
     }
-    assert steps(make_model(), moved(batch, orders[where])) == steps(model, batch)
+    assert steps(make_model(**settings), moved(batch, orders[where])) == steps(model, batch)
 
 
-def test_dropout_goes_with_the_column() -> None:
-    """The same tokens in other columns have other masks: why padding that moves them changes bits, with dropout on."""
+def test_a_hole_moves_no_mask_of_dropout() -> None:
+    """A hole that is cut out leaves the bits as they are, if the positions stay."""
     model = make_model(**DROPOUT)
     batch = make_batch(model)
-    width = batch["input_ids"].shape[1]
-    shifted = moved(batch, np.tile(np.arange(width), (4, 1)) + 1)
-    assert steps(make_model(**DROPOUT), shifted, 1) != steps(make_model(**DROPOUT), batch, 1)
+    n, width = batch["input_ids"].shape
+    holes = batch["attention_mask"] == 0
+    order = np.argsort(holes, axis=1, kind="stable")  # real tokens first, in their order
+    batch["position_ids"] = np.tile(np.arange(width), (n, 1))
+    assert (holes[:, :-1] & ~holes[:, 1:]).any()
+    assert steps(make_model(**DROPOUT), {name: np.take_along_axis(array, order, axis=1) for name, array in batch.items()}) == steps(
+        model, batch
+    )
 
 
 def test_the_order_of_sequences_does_change_bits_but_little_else() -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,9 @@ from gradients.cases import (
 from lucid.ops.activation import ACTIVATIONS, activation
 from lucid.ops.adamw import adamw_step, sum_of_squares
 from lucid.ops.cross_entropy import cross_entropy
-from lucid.ops.decoder import decoder_cross_entropy
+from lucid.ops.decoder import decoder_cross_entropy, decoder_loss
 from lucid.ops.dropout import dropout
-from lucid.ops.linear import column_sum, linear
+from lucid.ops.linear import PackedWeight, column_sum, linear
 from lucid.ops.op import Op, RowsGradient
 from lucid.ops.rows import gather_rows
 from lucid.ops.total import scale, total
@@ -121,7 +122,7 @@ def test_inputs_are_read_only_and_stay_as_they_are(case: Case, rng: np.random.Ge
     assert [a.tobytes() for a in now] == [a.tobytes() for a in untouched]
 
 
-@pytest.mark.parametrize("case", [case for case in SMALL_CASES if case.op is not total and case.op is not scale], ids=str)
+@pytest.mark.parametrize("case", [case for case in SMALL_CASES if case.op not in (total, scale, decoder_loss)], ids=str)
 def test_a_strided_gradient_gives_the_same_bits(case: Case, rng: np.random.Generator) -> None:
     call = case.build(rng)
     d_out = d_out_of(case, call, rng)
@@ -203,18 +204,55 @@ def test_the_table_gradient_of_a_slice_of_columns_names_its_rows_only(rng: np.ra
         assert d.dense()[3:8].all()
 
 
-def test_the_decoder_gives_the_gradients_of_linear_and_cross_entropy(rng: np.random.Generator) -> None:
-    """Blocks of words change the order of sums over words, and nothing else: the other gradients have the same bits."""
-    x, weight, bias, d_losses = normal(rng, 37, 26), normal(rng, 5000, 26), normal(rng, 5000), normal(rng, 37)
-    labels = rng.integers(0, 5000, 37).astype(np.int32)
+@pytest.mark.parametrize("n_rows", [37, 1024, 1031])
+def test_the_decoder_gives_the_gradients_of_linear_and_cross_entropy(n_rows: int, rng: np.random.Generator) -> None:
+    """Blocks of words and groups of rows stand where a whole product cuts its sums as well: the bits are the same."""
+    x, weight, bias, d_losses = normal(rng, n_rows, 26), normal(rng, 5000, 26), normal(rng, 5000), normal(rng, n_rows)
+    labels = rng.integers(0, 5000, n_rows).astype(np.int32)
     _, saved = decoder_cross_entropy.run(x, weight, bias, labels=labels, keep=True)
-    d_x, d_weight, d_bias = decoder_cross_entropy.cpu.backward(saved, d_losses)  # type: ignore[misc]
     logits, of_linear = linear.run(x, weight, bias, keep=True)
-    _, of_loss = cross_entropy.run(logits, labels=labels, keep=True)
-    whole = linear.cpu.backward(of_linear, *cross_entropy.cpu.backward(of_loss, d_losses))  # type: ignore[misc]
-    assert np.array_equal(d_weight, whole[1])
-    assert np.array_equal(d_bias, whole[2])
-    assert relative(d_x, whole[0]) < 1e-6
+    losses, of_loss = cross_entropy.run(logits, labels=labels, keep=True)
+
+    def whole(d_losses: Array) -> tuple[Array, ...]:
+        return linear.cpu.backward(of_linear, *cross_entropy.cpu.backward(of_loss, d_losses))  # type: ignore[misc, no-any-return]
+
+    for got, want in zip(decoder_cross_entropy.cpu.backward(saved, d_losses), whole(d_losses), strict=False):  # type: ignore[misc]
+        assert np.array_equal(got, want)
+    loss, saved = decoder_loss.run(x, weight, bias, labels=labels, divisor=n_rows, keep=True)
+    assert np.array_equal(loss, total(losses, divisor=n_rows))
+    d_x, d_weight, d_bias = decoder_loss.cpu.backward(saved, np.ones((), np.float32))  # type: ignore[misc]
+    want = whole(np.full(n_rows, np.float32(1 / n_rows)))
+    assert np.array_equal(d_x, want[0])
+    assert np.array_equal(d_weight, want[1])
+    if n_rows <= 1024:
+        assert np.array_equal(d_bias, want[2])
+    else:  # added in float32 from one group of rows to the next
+        assert relative(d_bias, want[2]) < 1e-7
+
+
+def test_the_loss_takes_panels_for_a_constant(rng: np.random.Generator) -> None:
+    x, weight, labels = normal(rng, 37, 26), normal(rng, 5000, 26), rng.integers(0, 5000, 37).astype(np.int32)
+    found = []
+    for held in (weight, PackedWeight.pack(weight)):
+        loss, saved = decoder_loss.run(x, held, labels=labels, divisor=2, keep=True)
+        found.append((loss, *decoder_loss.cpu.backward(saved, np.full((), 3, np.float32))))  # type: ignore[misc]
+    assert np.array_equal(found[0][0], found[1][0])
+    assert np.array_equal(found[0][1], found[1][1])
+    assert found[0][2].any() and found[1][2] is None
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_logits_of_all_rows_are_never_there(keep: bool, rng: np.random.Generator) -> None:
+    """4096 rows of 4096 words would be 67 MB; those of 1024 rows at a time are 17."""
+    n_rows, n_words = 4096, 4096
+    x, weight, labels = normal(rng, n_rows, 8), normal(rng, n_words, 8), rng.integers(0, n_words, n_rows).astype(np.int32)
+    tracemalloc.start()
+    try:
+        decoder_loss.run(x, weight, labels=labels, divisor=n_rows, keep=keep)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.4 * 4 * n_rows * n_words
 
 
 # The optimizer's kernels

@@ -625,7 +625,7 @@ class TestTexts:
 
     @pytest.mark.parametrize("is_training", [False, True])
     def test_loss_is_that_of_the_steps(self, trained, is_training):
-        encoded = trained.tokenizer.encode_batch(self.TEXTS, self.TEXTS[::-1])
+        encoded = trained.tokenizer.encode_batch(self.TEXTS, self.TEXTS[::-1], return_special_tokens_mask=True)
         ids, mask, types = (encoded[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
         settings = {"mlm_probability": 0.4, "mask_replace_prob": 0.5, "random_replace_prob": 0.3}
         masked, labels = trained.create_masked_lm_inputs(ids, mask, encoded["special_tokens_mask"], mask_token_id=4, seed=6, **settings)

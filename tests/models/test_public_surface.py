@@ -391,3 +391,17 @@ def test_import_is_light():
     first, second = (set(line.split()) for line in result.stdout.splitlines())
     assert not first & {"cupy", "typer", "rich", "tokenizers", "safetensors", "torch", "transformers"}
     assert not second & {"cupy", "typer", "rich", "torch", "transformers"}
+
+
+def test_numbers_of_a_configuration_may_be_numpys(tmp_path: Path) -> None:
+    config = models.BERTConfig.sized(1, 64, vocab_size=np.int64(50), hidden_dropout_prob=np.float32(0.5), pad_token_id=np.int32(0))
+    assert config == models.BERTConfig.sized(1, 64, vocab_size=50, hidden_dropout_prob=0.5)
+    assert (type(config.vocab_size), type(config.hidden_dropout_prob), type(config.pad_token_id)) == (int, float, int)
+    models.BERTForMaskedLM(config).save_pretrained(tmp_path)
+    assert models.BERTForMaskedLM.from_pretrained(tmp_path).config.vocab_size == 50
+
+
+@pytest.mark.parametrize("target", [None, "cuda", object, "U3"])
+def test_tensors_go_to_devices_and_dtypes_only(target: object) -> None:
+    with pytest.raises(TypeError):
+        lucid.Tensor([1.0]).to(target)

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from lucid.models import BERT, BERTForMaskedLM, BERTTokenizerFast
+from lucid.optim import AdamW, Schedule
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CASES = ("full", "padded", "holes", "positions", "embeds")
@@ -92,3 +93,28 @@ def test_fill_mask(model, recorded):
     assert [len(masks) for masks in fills] == [1, 1, 1]
     assert [[fill.token for fill in masks[0]] for masks in fills] == recorded["fill_mask/tokens"].tolist()
     np.testing.assert_allclose([[fill.score for fill in masks[0]] for masks in fills], recorded["fill_mask/scores"], rtol=0, atol=1e-5)
+
+
+def test_ten_steps_of_training(model):
+    """Dropout on, two batches in turn, AdamW, clipping, warm-up and decay: each loss, and the norm of each step's gradients."""
+    recorded = load_file(FIXTURES / "training.safetensors")
+    trained = BERTForMaskedLM.from_pretrained(FIXTURES).train()
+    assert trained.config.hidden_dropout_prob == trained.config.attention_probs_dropout_prob == 0.1
+    optimizer = AdamW(trained, lr=5e-3, weight_decay=0.01, max_grad_norm=1.0)
+    schedule = Schedule(optimizer, n_warmup=3, n_steps=12)
+    batches = [{name[2:]: array for name, array in recorded.items() if name.startswith(f"{i}/")} for i in (0, 1)]
+    losses, norms = [], []
+    for step in range(10):
+        trained.zero_grad()
+        loss = trained.get_loss(**batches[step % 2], seed=step)
+        loss.backward()
+        schedule.step()
+        losses.append(loss.item())
+        norms.append(optimizer.step(loss))
+    wanted = recorded["losses"]
+    assert np.abs(np.array(losses) - wanted).max() <= 1e-5 + 1e-6 * np.abs(wanted).max()
+    np.testing.assert_allclose(norms, recorded["norms"], rtol=1e-4)
+    assert wanted[8] < wanted[0] - 1  # the same batch, after eight steps
+    assert (recorded["norms"] > 1).all()  # all were clipped
+    got = model.get_loss(**batches[0]).item()
+    assert abs(got - losses[0]) > 1e-3  # dropout was on

@@ -64,7 +64,7 @@ def some_texts(n: int = 12, longest: int = POSITIONS - 2, seed: int = 0) -> list
 
 def loss_of_ids(model, first, second=None, *, seed, reduction="mean", **settings):
     """The same by the road that users of ids take: one padded batch."""
-    encoded = model.tokenizer.encode_batch(first, second)
+    encoded = model.tokenizer.encode_batch(first, second, return_special_tokens_mask=True)
     masked, labels = model.create_masked_lm_inputs(
         encoded["input_ids"],
         encoded["attention_mask"],

@@ -8,6 +8,7 @@ import pkgutil
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from lucid.ops.activation import activation
 from lucid.ops.attention import attention
 from lucid.ops.attention_map import attention_map
 from lucid.ops.cross_entropy import cross_entropy
-from lucid.ops.decoder import decoder_cross_entropy, decoder_top_k
+from lucid.ops.decoder import decoder_cross_entropy, decoder_loss, decoder_top_k
 from lucid.ops.dropout import dropout
 from lucid.ops.embedding import embedding
 from lucid.ops.layer_norm import layer_norm
@@ -42,6 +43,7 @@ def _find_ops() -> dict[str, Op]:
 
 
 OPS = _find_ops()
+DECODERS = (decoder_cross_entropy, decoder_loss, decoder_top_k)
 EVERY_CASE = pytest.mark.parametrize("case", CASES, ids=str)
 EVERY_OP = pytest.mark.parametrize("op", OPS.values(), ids=list(OPS))
 
@@ -72,6 +74,21 @@ def test_ops_are_found() -> None:
 def test_every_op_has_cases_and_bad_calls(op: Op) -> None:
     assert cases_of(op), f"tests/cases.py has no case for {op.name}"
     assert [bad for bad in BAD if bad.op is op], f"tests/ops/test_contract.py has no bad call for {op.name}"
+
+
+@EVERY_OP
+def test_every_op_has_a_page(op: Op) -> None:
+    """With the name of the op, its source, and how its gradient is derived, or that it has none."""
+    folder = Path(__file__).parents[2] / "docs" / "ops"
+    if not folder.is_dir():
+        pytest.skip("tests run without the docs beside them")
+    pages = {path.stem: path.read_text() for path in folder.glob("*.md")}
+    named = [page for page in pages.values() if re.search(rf"\b{op.name}\b", page.splitlines()[0])]
+    assert len(named) == 1, f"one page of docs/ops has {op.name} in its title"
+    assert re.search(r"^Sources?:", named[0], re.MULTILINE), f"the page of {op.name} names no source"
+    assert re.search(r"^## (Backward|Gradients|Forward and backward)", named[0], re.MULTILINE) or not op.is_differentiable, op.name
+    stem = next(stem for stem, page in pages.items() if page is named[0])
+    assert f"]({stem}.md)" in pages["README"], f"docs/ops/README.md does not list {stem}.md"
 
 
 @EVERY_OP
@@ -322,12 +339,13 @@ BAD: tuple[Bad, ...] = (
     Bad(cross_entropy, "logits", _no_columns, ValueError),
     Bad(cross_entropy, "labels", _cut, ValueError),
     *(Bad(cross_entropy, "labels", _put(label, 0), IndexError, str(label)) for label in (31, -1)),
-    *(Bad(op, "x", _narrow, ValueError) for op in (decoder_cross_entropy, decoder_top_k)),
-    *(Bad(op, "bias", _cut, ValueError) for op in (decoder_cross_entropy, decoder_top_k)),
-    *(Bad(op, "weight", _no_columns, ValueError, "no columns") for op in (decoder_cross_entropy, decoder_top_k)),
-    *(Bad(op, "weight", lambda weight: weight[:0], ValueError, "no words") for op in (decoder_cross_entropy, decoder_top_k)),
-    Bad(decoder_cross_entropy, "labels", _cut, ValueError),
-    *(Bad(decoder_cross_entropy, "labels", _put(label, 0), IndexError, str(label)) for label in (31, -1, -100)),
+    *(Bad(op, "x", _narrow, ValueError) for op in DECODERS),
+    *(Bad(op, "bias", _cut, ValueError) for op in DECODERS),
+    *(Bad(op, "weight", _no_columns, ValueError, "no columns") for op in DECODERS),
+    *(Bad(op, "weight", lambda weight: weight[:0], ValueError, "no words") for op in DECODERS),
+    *(Bad(op, "labels", _cut, ValueError) for op in (decoder_cross_entropy, decoder_loss)),
+    *(Bad(op, "labels", _put(n, 0), IndexError, str(n)) for op in (decoder_cross_entropy, decoder_loss) for n in (31, -1, -100)),
+    *_each(decoder_loss, "divisor", (0.0, -1.0, math.nan), ValueError),
     *_each(decoder_top_k, "k", (0, -1, 32), ValueError),
     *(Bad(dropout, name, _cut, ValueError) for name in ("columns", "examples")),
     *_each(dropout, "p", (*NOT_PROBABILITIES, 1.0), ValueError),

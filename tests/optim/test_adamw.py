@@ -352,6 +352,7 @@ def test_training_resumes_to_the_same_bits() -> None:
     second, second_optimizer, second_schedule = make()
     second.load_state_dict(first.state_dict())
     second_optimizer.load_state_dict(first_optimizer.state_dict())
+    second_schedule.load_state_dict(first_schedule.state_dict())
     steps(second, second_optimizer, second_schedule, 2, 4)
     assert snapshot(second, second_optimizer) == snapshot(model, optimizer)
 
@@ -409,6 +410,7 @@ def test_a_state_that_does_not_fit_changes_nothing(kind: str) -> None:
         ({"eps": 0.0}, "eps"),
         ({"eps": -1e-8}, "eps"),
         ({"eps": math.nan}, "eps"),
+        ({"eps": math.inf}, "eps"),
         ({"betas": (1.0, 0.9)}, "betas"),
         ({"betas": (0.9, -0.1)}, "betas"),
         ({"betas": (0.9, math.nan)}, "betas"),
@@ -424,6 +426,20 @@ def test_a_number_out_of_range_is_named(settings: dict[str, Any], name: str) -> 
     if name in ("lr", "weight_decay"):
         with pytest.raises(ValueError, match=f"AdamW: {name} must be"):
             AdamW([{"params": list(Model().parameters()), **settings}])
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_a_rate_that_was_changed_to_nonsense_touches_nothing(name: str, value: float) -> None:
+    model = Model()
+    optimizer = AdamW(model)
+    follow(model, optimizer, [1])
+    before = snapshot(model, optimizer)
+    gradients(model, 2)
+    optimizer.groups[1][name] = value
+    with pytest.raises(ValueError, match=f"AdamW: {name} must be"):
+        optimizer.step()
+    assert snapshot(model, optimizer) == before
 
 
 def test_bad_parameters() -> None:

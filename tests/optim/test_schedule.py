@@ -1,7 +1,9 @@
 """Schedules at their corners."""
 
+import json
 import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +92,49 @@ def test_the_rate_follows_from_the_step_count_alone() -> None:
     resumed = optimizer()
     resumed.n_steps = 5
     assert Schedule(resumed, 4, 8, "cosine").step() == schedule.step()
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine", "constant"])
+def test_a_restored_schedule_goes_on_with_the_same_rates(decay: str) -> None:
+    """Even on an optimizer whose rates have been lowered before, and made with other numbers."""
+    made = optimizer(lr=2.0, lr_of_second=0.5)
+    schedule = Schedule(made, 3, 11, decay, 0.25)
+    made.n_steps = 7
+    schedule.step()
+    state = json.loads(json.dumps(schedule.state_dict()))
+    resumed = optimizer(lr=0.1, lr_of_second=0.2)
+    other = Schedule(resumed, 0, 5)
+    other.load_state_dict(state)
+    assert other.state_dict() == schedule.state_dict()
+    for n in range(14):
+        made.n_steps = resumed.n_steps = n
+        assert other.step() == schedule.step()
+        assert [group["lr"] for group in resumed.groups] == [group["lr"] for group in made.groups]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"n_warmup": -1}, ValueError),
+        ({"n_steps": 2}, ValueError),
+        ({"decay": "slow"}, ValueError),
+        ({"final": 2.0}, ValueError),
+        ({"peaks": [1.0]}, ValueError),
+        ({"peaks": [1.0, -1.0]}, ValueError),
+        ({"peaks": [1.0, math.nan]}, ValueError),
+        ({"peaks": None}, TypeError),
+        ({}, KeyError),
+    ],
+)
+def test_a_state_that_does_not_fit_changes_nothing(changes: dict[str, Any], error: type[Exception]) -> None:
+    schedule = Schedule(optimizer(), 3, 11)
+    before = schedule.state_dict()
+    state = {**before, "n_warmup": 4, **changes}
+    if not changes:
+        del state["peaks"]
+    with pytest.raises(error):
+        schedule.load_state_dict(state)
+    assert schedule.state_dict() == before
 
 
 @pytest.mark.parametrize(("n_warmup", "n_steps"), [(-1, 10), (11, 10), (0, 0), (0, -5)])

@@ -12,17 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 from gradients.models import gradients_of, make_batch, make_model, relative
-from gradients.reference import philox4x32_10
 
 import lucid
 from lucid import Tensor
 from lucid.models import BERTForMaskedLM
 from lucid.models.checkpoint import foreign_names
 from lucid.optim import AdamW, Schedule, default_groups
-from lucid.random import Purpose, stream
 
 torch = pytest.importorskip("torch", reason="torch is the reference; it is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is the reference; it is not installed")
+from dropout_masks import Masks  # noqa: E402  (it needs torch)
 
 Array = Any
 MINI: dict[str, Any] = {"vocab_size": 5003, "hidden_size": 256, "num_attention_heads": 4, "num_hidden_layers": 4, "intermediate_size": 1024}
@@ -50,44 +49,6 @@ def _offline() -> Iterator[None]:
 # The reference
 
 
-def keep_mask(p: float, seed: int, stream: int, positions: Array, examples: Array, first: Array, n: int) -> Array:
-    """(number >= p) / (1 - p) for elements first to first + n - 1, first a multiple of 4; the others broadcast in front."""
-    block = np.arange(-(-n // 4))
-    counter = np.broadcast_arrays(
-        *(np.asarray(a, np.uint64) for a in (first[..., None] // 4 + block, positions[..., None], examples[..., None], stream))
-    )
-    words = np.stack(philox4x32_10(counter, (np.uint64(seed & 0xFFFFFFFF), np.uint64(seed >> 32))), axis=-1)
-    numbers = words.reshape(*words.shape[:-2], -1)[..., :n]
-    return ((numbers >= int(p * 2**32)) / (1 - p)).astype(np.float32)
-
-
-class Masks:
-    """What stands in for `torch.nn.functional.dropout`: lucid's masks, in the order in which the reference asks for them."""
-
-    def __init__(self, model: BERTForMaskedLM, seed: int) -> None:
-        self.seed, self.n_heads, self.n_calls = seed, model.config.num_attention_heads, 0
-        self.purposes = [(Purpose.EMBEDDING_DROPOUT, 0)]
-        for layer in range(model.config.num_hidden_layers):
-            for purpose in (Purpose.ATTENTION_DROPOUT, Purpose.ATTENTION_OUTPUT_DROPOUT, Purpose.FEED_FORWARD_DROPOUT):
-                self.purposes.append((purpose, layer))
-
-    def __call__(self, x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
-        assert training and not inplace
-        purpose, layer = self.purposes[self.n_calls]
-        self.n_calls += 1
-        if p == 0:
-            return x
-        if purpose == Purpose.ATTENTION_DROPOUT:  # (B, H, query, key): element head * 65536 + key, position query
-            n_examples, n_heads, n_queries, n = x.shape
-            assert n_heads == self.n_heads
-            first = np.arange(n_heads)[None, :, None] * 65536
-            examples, positions = np.arange(n_examples)[:, None, None], np.arange(n_queries)[None, None, :]
-        else:  # (B, S, C): element channel
-            n_examples, n_positions, n = x.shape
-            first, examples, positions = np.zeros((1, 1), np.int64), np.arange(n_examples)[:, None], np.arange(n_positions)[None, :]
-        return x * torch.from_numpy(keep_mask(p, self.seed, stream(purpose, layer), positions, examples, first, n))
-
-
 def reference_of(model: BERTForMaskedLM, folder: Path) -> Any:
     model.save_pretrained(folder)
     return transformers.BertForMaskedLM.from_pretrained(folder, attn_implementation="eager").train()
@@ -95,7 +56,7 @@ def reference_of(model: BERTForMaskedLM, folder: Path) -> Any:
 
 def reference_step(net: Any, model: BERTForMaskedLM, batch: dict[str, Array], seed: int, **inputs: Any) -> float:
     """Forward with lucid's masks and backward; return the loss."""
-    masks = Masks(model, seed)
+    masks = Masks(model.config, seed, batch["attention_mask"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.functional, "dropout", masks)
         loss = net(**{name: torch.from_numpy(array) for name, array in batch.items()}, **inputs).loss

@@ -34,10 +34,11 @@ class TestPlaces:
         assert encoded["word_ids"] == [None, 0, None, 0, None]
 
     def test_only_on_request(self, tokenizer):
-        four = {"input_ids", "token_type_ids", "attention_mask", "special_tokens_mask"}
-        assert set(tokenizer.encode_plus("a")) == four
-        assert set(tokenizer.encode_plus("a", return_offsets=True)) == four | {"offsets"}
-        assert set(tokenizer.encode_batch(["a"], return_word_ids=True)) == four | {"word_ids"}
+        three = {"input_ids", "token_type_ids", "attention_mask"}
+        assert set(tokenizer.encode_plus("a")) == set(tokenizer.encode_batch(["a"])) == three
+        assert set(tokenizer.encode_plus("a", return_special_tokens_mask=True)) == three | {"special_tokens_mask"}
+        assert set(tokenizer.encode_plus("a", return_offsets=True)) == three | {"offsets"}
+        assert set(tokenizer.encode_batch(["a"], return_word_ids=True)) == three | {"word_ids"}
 
     def test_batch_gives_the_same_places(self, tokenizer):
         texts = ["hello, a", "unaffable"]

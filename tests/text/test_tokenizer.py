@@ -51,7 +51,7 @@ class TestIds:
         assert tokenizer.tokenize("unaffable, nobody") == ["un", "##aff", "##able", ",", "[UNK]"]
 
     def test_pair(self, tokenizer):
-        assert tokenizer.encode_plus("hello", "a b") == {
+        assert tokenizer.encode_plus("hello", "a b", return_special_tokens_mask=True) == {
             "input_ids": [CLS, 5, SEP, ID["a"], ID["b"], SEP],
             "token_type_ids": [0, 0, 0, 1, 1, 1],
             "attention_mask": [1, 1, 1, 1, 1, 1],
@@ -75,7 +75,7 @@ class TestIds:
         assert a == [5, 6]
 
     def test_literal_special_tokens_survive(self, tokenizer):
-        encoded = tokenizer.encode_plus("hello[MASK]world [SEP] [mask]")
+        encoded = tokenizer.encode_plus("hello[MASK]world [SEP] [mask]", return_special_tokens_mask=True)
         unknown = [UNK, UNK, UNK]  # "[", "mask", "]"
         assert encoded["input_ids"] == [CLS, 5, MASK, 6, SEP, *unknown, SEP]
         assert encoded["special_tokens_mask"] == [1, 0, 1, 0, 1, 1, 1, 1, 1]
@@ -126,7 +126,7 @@ class TestIds:
     @settings(max_examples=150, deadline=None, derandomize=True)
     def test_any_text_gives_valid_ids(self, text, pair):
         tokenizer = BERTTokenizerFast(VOCAB)
-        encoded = tokenizer.encode_plus(text, pair, return_offsets=True, return_word_ids=True)
+        encoded = tokenizer.encode_plus(text, pair, return_special_tokens_mask=True, return_offsets=True, return_word_ids=True)
         ids = encoded["input_ids"]
         assert {len(column) for column in encoded.values()} == {len(ids)}
         assert all(0 <= i < tokenizer.vocab_size for i in ids)
@@ -147,9 +147,10 @@ class TestBatch:
 
     @pytest.mark.parametrize("pairs", [None, PAIRS])
     def test_rows_are_the_single_texts(self, tokenizer, pairs):
-        batch = tokenizer.encode_batch(self.TEXTS, pairs)
+        batch = tokenizer.encode_batch(self.TEXTS, pairs, return_special_tokens_mask=True)
         fill = {"input_ids": PAD, "token_type_ids": 0, "attention_mask": 0, "special_tokens_mask": 1}
-        singles = [tokenizer.encode_plus(*texts) for texts in zip(self.TEXTS, *([pairs] if pairs else []), strict=True)]
+        several = zip(self.TEXTS, *([pairs] if pairs else []), strict=True)
+        singles = [tokenizer.encode_plus(*texts, return_special_tokens_mask=True) for texts in several]
         width = max(len(single["input_ids"]) for single in singles)
         assert set(batch) == set(fill)
         for key, value in fill.items():
@@ -273,11 +274,13 @@ class TestConversions:
 
 class TestPretrainingInputs:
     def test_lists(self, tokenizer):
-        assert tokenizer.encode_pretraining_inputs("hello [MASK]", "a") == tokenizer.encode_plus("hello [MASK]", "a")
+        assert tokenizer.encode_pretraining_inputs("hello [MASK]", "a") == tokenizer.encode_plus(
+            "hello [MASK]", "a", return_special_tokens_mask=True
+        )
 
     def test_list_of_texts(self, tokenizer):
         got = tokenizer.encode_pretraining_inputs(["hello", "a b"], ["a", "b"])
-        wanted = tokenizer.encode_batch(["hello", "a b"], ["a", "b"])
+        wanted = tokenizer.encode_batch(["hello", "a b"], ["a", "b"], return_special_tokens_mask=True)
         assert got == {key: array.tolist() for key, array in wanted.items()}
         with pytest.raises(TypeError, match="must both be a str or both be lists"):
             tokenizer.encode_pretraining_inputs(["hello"], "a")

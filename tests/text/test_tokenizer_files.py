@@ -200,7 +200,7 @@ class TestReading:
         content["added_tokens"].append(token)
         loaded = load(tmp_path, tokenizer_json=content)
         assert loaded.all_special_tokens == ["[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]", "<e>"]
-        assert loaded.encode_plus("<e> hello")["special_tokens_mask"] == [1, 1, 0, 1]
+        assert loaded.encode_plus("<e> hello", return_special_tokens_mask=True)["special_tokens_mask"] == [1, 1, 0, 1]
 
     def test_a_special_token_keeps_its_rules(self, tmp_path):
         content = tokenizer_json()
@@ -218,10 +218,10 @@ class TestRefused:
     def test_nothing_there(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"holds no tokenizer: looked for tokenizer.json and vocab.txt"):
             BERTTokenizerFast.from_pretrained(tmp_path)
-        with pytest.raises(FileNotFoundError, match=r"nowhere does not exist; wanted a folder"):
+        with pytest.raises(FileNotFoundError, match=r"nowhere is no folder: give one that holds tokenizer.json or vocab.txt"):
             BERTTokenizerFast.from_pretrained(tmp_path / "nowhere")
         write(tmp_path, {"vocab.txt": vocab_txt()})
-        with pytest.raises(FileNotFoundError, match=r"vocab.txt is a file; wanted a folder"):
+        with pytest.raises(FileNotFoundError, match=r"vocab.txt is a file, no folder: give one"):
             BERTTokenizerFast.from_pretrained(tmp_path / "vocab.txt")
 
     @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import numpy as np
 
 from lucid.autograd import apply, recompute
 from lucid.models.bert.config import BERTConfig
+from lucid.models.bert.embed import Embed
 from lucid.models.bert.packing import PackedBatch, TokenRows, pack
 from lucid.models.pretrained import PretrainedModel, folder_has_pooler
 from lucid.nn import Dropout, Embedding, LayerNorm, Linear, Module, ModuleList, init
@@ -122,7 +123,7 @@ class BERTAttention(Module):
     def _dropout(self, asked: PackedBatch, batch: PackedBatch) -> AttentionDropout | None:
         if not self.training or self.p_dropout == 0 or batch.seed is None:
             return None
-        return AttentionDropout(self.p_dropout, batch.seed, self.stream, asked.columns, batch.columns, batch.examples)
+        return AttentionDropout(self.p_dropout, batch.seed, self.stream, asked.places, batch.places, batch.examples)
 
     def extra_repr(self) -> str:
         """Return the number of heads and the dropout of the probabilities."""
@@ -207,7 +208,7 @@ class BERTPooler(Module):
         return self.dense(first, activation="tanh")  # type: ignore[no-any-return]
 
 
-class BERT(PretrainedModel):
+class BERT(PretrainedModel, Embed):
     """The BERT encoder.
 
     Parameters

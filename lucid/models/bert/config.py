@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from lucid.ops.activation import ACTIVATIONS
@@ -70,13 +71,13 @@ class BERTConfig:
             ("max_position_embeddings", 1 << 16),
             ("type_vocab_size", 1 << 16),
         ):
-            _want_number(name, getattr(self, name), int, 1, most)
+            setattr(self, name, _number(name, getattr(self, name), int, 1, most))
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            _want_number(name, getattr(self, name), (int, float), 0, 1)
+            setattr(self, name, _number(name, getattr(self, name), float, 0, 1))
             if getattr(self, name) == 1:
                 raise ValueError(f"BERTConfig: {name} must be smaller than 1")
-        _want_number("initializer_range", self.initializer_range, (int, float), 0, 1e3)
-        _want_number("layer_norm_eps", self.layer_norm_eps, (int, float), 1e-30, 1)
+        self.initializer_range = _number("initializer_range", self.initializer_range, float, 0, 1e3)
+        self.layer_norm_eps = _number("layer_norm_eps", self.layer_norm_eps, float, 1e-30, 1)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"BERTConfig: hidden_size {self.hidden_size} must be a multiple of num_attention_heads {self.num_attention_heads}"
@@ -88,7 +89,7 @@ class BERTConfig:
         if self.is_decoder or self.add_cross_attention:
             raise ValueError("BERTConfig: is_decoder and add_cross_attention must be False: lucid runs BERT as an encoder")
         if self.pad_token_id is not None:
-            _want_number("pad_token_id", self.pad_token_id, int, 0, self.vocab_size - 1)
+            self.pad_token_id = _number("pad_token_id", self.pad_token_id, int, 0, self.vocab_size - 1)
 
     @classmethod
     def base(cls, **overrides: Any) -> BERTConfig:
@@ -128,9 +129,11 @@ class BERTConfig:
         return cls(**{**settings, **overrides})
 
 
-def _want_number(name: str, value: Any, types: type | tuple[type, ...], least: float, most: float) -> None:
-    is_number = isinstance(value, types) and not isinstance(value, bool)
-    if not is_number:
-        raise TypeError(f"BERTConfig: {name} must be {'an integer' if types is int else 'a number'}, not {value!r}")
+def _number(name: str, value: Any, kind: type, least: float, most: float) -> Any:
+    """Return a number, NumPy's too, as Python's int or float."""
+    wanted: Any = Integral if kind is int else Real
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        raise TypeError(f"BERTConfig: {name} must be {'an integer' if kind is int else 'a number'}, not {value!r}")
     if not least <= value <= most:
         raise ValueError(f"BERTConfig: {name} must lie between {least} and {most}, not {value}")
+    return kind(value)

@@ -16,13 +16,12 @@ from lucid.models.bert.packing import PackedBatch, TokenRows, attention_cells, f
 from lucid.models.bert.texts import TextMethods
 from lucid.models.pretrained import PretrainedModel
 from lucid.nn import Embedding, LayerNorm, Linear, Module, Parameter, init
-from lucid.ops.decoder import decoder_cross_entropy, decoder_top_k
+from lucid.ops.decoder import decoder_cross_entropy, decoder_loss, decoder_top_k
 from lucid.ops.linear import linear
 from lucid.ops.mlm_mask import mlm_mask
 from lucid.ops.op import want_integer
 from lucid.ops.reshape import reshape
 from lucid.ops.rows import scatter_rows
-from lucid.ops.total import total
 from lucid.random import resolve_seed
 from lucid.tensor import Tensor
 
@@ -170,19 +169,25 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
             raise ValueError(f"reduction must be 'mean', 'sum' or None, not {reduction!r}")
         batch = self.bert.pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed)
         rows, row_labels = self._labelled(batch, labels, ignore_index)
-        losses = self.losses_of(batch, rows, row_labels)
-        if reduction is None:
-            n_cells = batch.shape[0] * batch.shape[1]
-            column = apply(reshape, losses, shape=(len(row_labels), 1))
-            every = apply(scatter_rows, column, rows=batch.cells[rows.index], n_rows=n_cells)
-            return apply(reshape, every, shape=(n_cells,))  # type: ignore[no-any-return]
-        return apply(total, losses, divisor=max(1, len(row_labels)) if reduction == "mean" else 1)  # type: ignore[no-any-return]
+        if reduction is not None:
+            return self.loss_of(batch, rows, row_labels, reduction)
+        n_cells = batch.shape[0] * batch.shape[1]
+        column = apply(reshape, self.losses_of(batch, rows, row_labels), shape=(len(row_labels), 1))
+        every = apply(scatter_rows, column, rows=batch.cells[rows.index], n_rows=n_cells)
+        return apply(reshape, every, shape=(n_cells,))  # type: ignore[no-any-return]
+
+    def loss_of(self, batch: PackedBatch, rows: TokenRows, labels: Any, reduction: str) -> Tensor:
+        """Return the mean or the sum of the cross-entropy of `rows`, for int32 labels (P,)."""
+        divisor = max(1, len(labels)) if reduction == "mean" else 1
+        return apply(decoder_loss, self._transformed(batch, rows), *self._decoder(), labels=labels, divisor=divisor)  # type: ignore[no-any-return]
 
     def losses_of(self, batch: PackedBatch, rows: TokenRows, labels: Any) -> Tensor:
         """Return the cross-entropy of each of `rows`, (P,), for int32 labels (P,)."""
+        return apply(decoder_cross_entropy, self._transformed(batch, rows), *self._decoder(), labels=labels)  # type: ignore[no-any-return]
+
+    def _decoder(self) -> tuple[Any, Any]:
         decoder = self.cls.predictions.decoder
-        weight, bias = decoder.value(decoder.weight, packed=True), decoder.value(decoder.bias)
-        return apply(decoder_cross_entropy, self._transformed(batch, rows), weight, bias, labels=labels)  # type: ignore[no-any-return]
+        return decoder.value(decoder.weight, packed=True), decoder.value(decoder.bias)
 
     def _labelled(self, batch: PackedBatch, labels: Any, ignore_index: int) -> tuple[TokenRows, Any]:
         """Return the tokens whose label counts, and those labels as int32."""
@@ -277,6 +282,7 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
     def _adopt_tokenizer(self, folder: Path) -> None:
         super()._adopt_tokenizer(folder)
         if self.tokenizer is not None:
+            self.bert.tokenizer = self.tokenizer
             self.special_token_ids = sorted(set(self.tokenizer.all_special_ids))
 
     @no_grad()

@@ -50,6 +50,7 @@ class PackedBatch:
     embeds : Tensor, float32, shape (B * S, C), or None. Vectors in place of the word table.
     seed : int or None. For dropout; None is none.
     numbers : array, int32, shape (B,), or None. By which dropout knows the sequences; None counts them.
+    own_places : array, int32, shape (T,), or None. `places`, where they are not counted from `starts`.
     """
 
     shape: tuple[int, int]
@@ -61,6 +62,7 @@ class PackedBatch:
     embeds: Any = None
     seed: int | None = None
     numbers: Any = None
+    own_places: Any = None
 
     @property
     def n_tokens(self) -> int:
@@ -71,6 +73,13 @@ class PackedBatch:
     def columns(self) -> Any:
         """Column of each token in the padded batch, int32, shape (T,)."""
         return self.cells % np.int32(max(1, self.shape[1]))
+
+    @cached_property
+    def places(self) -> Any:
+        """Number of each token among the real tokens of its sequence, int32, shape (T,): padding does not count."""
+        if self.own_places is not None:
+            return self.own_places
+        return np.arange(self.n_tokens, dtype=np.int32) - np.repeat(self.starts[:-1], np.diff(self.starts))
 
     @cached_property
     def examples(self) -> Any:
@@ -100,6 +109,7 @@ class PackedBatch:
             self.embeds,
             self.seed,
             self.numbers,
+            self.places[index],
         )
 
 

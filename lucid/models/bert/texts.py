@@ -9,7 +9,7 @@ import numpy as np
 
 from lucid.autograd import apply, is_grad_enabled
 from lucid.device import Device
-from lucid.models.bert.packing import TokenRows, by_tokens, pack_lists
+from lucid.models.bert.packing import PackedBatch, TokenRows, by_tokens, pack_lists
 from lucid.ops.reshape import reshape
 from lucid.ops.rows import scatter_rows
 from lucid.ops.total import total
@@ -89,7 +89,8 @@ class TextMethods:
         asked = np.flatnonzero(labels != ignore_index)
         first_asked = np.searchsorted(asked, starts)
 
-        def losses_of(group: Sequence[int]) -> Tensor:
+        def of(group: Sequence[int]) -> tuple[PackedBatch, TokenRows, Any]:
+            """Return a group of texts, where its labels are, and the labels."""
             batch = pack_lists(
                 self.config,
                 [masked[starts[i] : starts[i + 1]] for i in group],
@@ -101,15 +102,18 @@ class TextMethods:
             row_starts = np.concatenate([[0], np.cumsum([len(places) for places in own])])
             index = [places - starts[i] + batch.starts[b] for b, (i, places) in enumerate(zip(group, own, strict=True))]
             rows = TokenRows(_joined(index).astype(np.int32), row_starts.astype(np.int32))
-            return self.losses_of(batch, rows, labels[_joined(own)].astype(np.int32))  # type: ignore[no-any-return]
+            return batch, rows, labels[_joined(own)].astype(np.int32)
 
         if self.training and is_grad_enabled():
-            losses = losses_of(range(len(lengths)))
+            whole = of(range(len(lengths)))
+            if reduction is not None:
+                return self.loss_of(*whole, reduction)  # type: ignore[no-any-return]
+            losses = self.losses_of(*whole)
         else:
             values = np.empty(len(asked), np.float32)
             for group in by_tokens(lengths.tolist()):
                 places = _joined([np.arange(first_asked[i], first_asked[i + 1]) for i in group])
-                values[places] = losses_of(group).array
+                values[places] = self.losses_of(*of(group)).array
             losses = Tensor(values)
         if reduction is not None:
             return apply(total, losses, divisor=max(1, len(asked)) if reduction == "mean" else 1)  # type: ignore[no-any-return]
@@ -214,6 +218,19 @@ def encode_texts(
     return encoded
 
 
+def want_room(model: Any, rows: list[list[int]], name: str, advice: str) -> None:
+    """Raise ValueError, with advice, if the ids of a text are more than the position table has rows.
+
+    `name` is the argument's, with {} for the number of the text in a list.
+    """
+    most = model.config.max_position_embeddings
+    for i, row in enumerate(rows):
+        if len(row) > most:
+            raise ValueError(
+                f"{name.format(i)} has {len(row)} tokens with [CLS] and [SEP], the model's position table {most} rows: {advice}"
+            )
+
+
 def _encode_segments(model: Any, tokenizer: Any, text_a: Texts, text_b: Texts | None) -> dict[str, list[list[int]]]:
     """Return what the model takes for texts, and where their special tokens stand; none is too long."""
     check_tokenizer(tokenizer)
@@ -221,17 +238,15 @@ def _encode_segments(model: Any, tokenizer: Any, text_a: Texts, text_b: Texts | 
     seconds = None if text_b is None else listed("text_b", text_b)
     if seconds is not None and len(firsts) != len(seconds):
         raise ValueError(f"text_b has {len(seconds)} texts, text_a has {len(firsts)}")
-    encoded = encode_texts(model, tokenizer, firsts, seconds)
+    encoded = encode_texts(model, tokenizer, firsts, seconds, return_special_tokens_mask=True)
     most = model.config.max_position_embeddings
-    for i, row in enumerate(encoded["input_ids"]):
-        if len(row) > most:
-            name = "text_a" if isinstance(text_a, str) else f"text_a[{i}]"
-            with_second = "" if seconds is None else " and its text_b"
-            raise ValueError(
-                f"{name}{with_second} has {len(row)} tokens with [CLS] and [SEP], the model's position table {most} rows: split the text "
-                f"into parts of at most {most - 2 - (seconds is not None)} tokens and give them as a list, or cut it yourself with "
-                f"tokenizer.encode_batch(..., max_length={most}, truncation=True) and call the method that takes ids"
-            )
+    want_room(
+        model,
+        encoded["input_ids"],
+        ("text_a" if isinstance(text_a, str) else "text_a[{}]") + ("" if seconds is None else " and its text_b"),
+        f"split the text into parts of at most {most - 2 - (seconds is not None)} tokens and give them as a list, or cut it yourself with "
+        f"tokenizer.encode_batch(..., max_length={most}, truncation=True) and call the method that takes ids",
+    )
     return encoded
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lucid.models import BERTConfig, BERTForMaskedLM
-from lucid.models.hub import checkpoint_folder
+from lucid.hub import checkpoint_folder
+from lucid.models import BERTConfig, BERTForMaskedLM, BERTTokenizerFast
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
@@ -17,6 +17,7 @@ OTHER_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 def make_cache(cache: Path) -> BERTForMaskedLM:
     """Lay out one repository as the hub's library does: blobs, snapshots that link to them, and refs."""
     model = BERTForMaskedLM(BERTConfig.sized(1, 64, vocab_size=50, add_pooling_layer=False)).eval()
+    model.tokenizer = BERTTokenizerFast(vocab=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat"])
     repository = cache / "models--someone--small-bert"
     saved = cache / "saved"
     model.save_pretrained(saved)
@@ -51,6 +52,45 @@ for options in ({{}}, {{"revision": "older"}}, {{"revision": {OTHER_COMMIT!r}}})
     done = run_offline(tmp_path, code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [model(ids).numpy().tobytes().hex()] * 3
+
+
+def test_the_tokenizer_alone(tmp_path: Path) -> None:
+    make_cache(tmp_path)
+    code = """
+from lucid.models import BERTTokenizerFast
+for options in ({}, {"revision": "older"}):
+    print(BERTTokenizerFast.from_pretrained("someone/small-bert", **options).encode("The cat sat"))
+"""
+    done = run_offline(tmp_path, code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[2, 5, 6, 7, 3]"] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["fill-mask", "the [MASK] sat", "--json", "-m", "someone/small-bert"], '"masks"'),
+        (["encode", "the cat", "--json", "-m", "someone/small-bert"], "[2, 5, 6, 3]"),
+        (["info", "someone/small-bert"], "1 layers, 64 wide"),
+    ],
+)
+def test_commands_take_names(tmp_path: Path, arguments: list[str], shown: str) -> None:
+    make_cache(tmp_path)
+    done = run_offline(tmp_path, f"from lucid.cli import app; app({arguments!r})")
+    assert done.returncode == 0, done.stderr
+    assert shown in done.stdout
+
+
+def test_what_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: asked.append((name, options)) or str(tmp_path))
+    assert checkpoint_folder("org/name", "main") == tmp_path
+    with pytest.raises(FileNotFoundError, match="no tokenizer"):
+        BERTTokenizerFast.from_pretrained("org/name")
+    (_, whole), (_, tokenizer) = asked
+    assert {"config.json", "model-*.safetensors", "vocab.txt", "added_tokens.json"} <= set(whole["allow_patterns"])
+    assert {"vocab.txt", "tokenizer.json", "added_tokens.json"} <= set(tokenizer["allow_patterns"])
+    assert not any("model" in pattern or "config.json" == pattern for pattern in tokenizer["allow_patterns"])
 
 
 @pytest.mark.parametrize(

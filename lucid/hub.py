@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 
 # What lucid reads of a repository; pickles and other frameworks' files stay where they are.
-_FILES = [
-    "config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "model-*.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-]
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
+MODEL_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors", *TOKENIZER_FILES)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def checkpoint_folder(folder_or_hub_id: str | Path, revision: str | None = None) -> Path:
+def checkpoint_folder(
+    folder_or_hub_id: str | PathLike[str],
+    revision: str | None = None,
+    *,
+    files: Sequence[str] = MODEL_FILES,
+    wanted: str = "config.json and model.safetensors",
+) -> Path:
     """Return the local folder of a checkpoint, fetching it into the hub's cache if it has to be.
 
     Parameters
     ----------
     folder_or_hub_id : path of a folder, or "org/name" on the hub
     revision : str, optional. Branch, tag or commit on the hub.
+    files : patterns of the files to fetch
+    wanted : str. What such a folder holds, for the error.
 
     Raises
     ------
@@ -44,16 +46,15 @@ def checkpoint_folder(folder_or_hub_id: str | Path, revision: str | None = None)
         if revision is not None:
             raise ValueError(f"{folder} is a folder: a revision is for names on the hub")
         return folder
-    if isinstance(folder_or_hub_id, Path) or not _HUB_ID.fullmatch(folder_or_hub_id):
-        raise FileNotFoundError(
-            f"{folder} is no folder: give one that holds config.json and model.safetensors, or a name on the hub like org/name"
-        )
+    if not isinstance(folder_or_hub_id, str) or folder.exists() or not _HUB_ID.fullmatch(folder_or_hub_id):
+        what = "is a file, no folder" if folder.exists() else "is no folder"
+        raise FileNotFoundError(f"{folder} {what}: give one that holds {wanted}, or a name on the hub like org/name")
     # Slow to import, and needed by few: not before it is.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(folder_or_hub_id, revision=revision, allow_patterns=_FILES))
+        return Path(snapshot_download(folder_or_hub_id, revision=revision, allow_patterns=list(files)))
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         at = "" if revision is None else f" at revision {revision!r}"
         raise FileNotFoundError(

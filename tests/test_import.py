@@ -1,0 +1,35 @@
+"""`import lucid` leaves the process as it was."""
+
+import os
+import subprocess
+import sys
+
+_CODE = """
+import os, signal, sys, threading, warnings
+import numpy as np
+import tokenizers
+
+def state():
+    tiny = np.float32(1e-40)  # a subnormal number: lost where a library told the CPU to flush them to zero
+    return {
+        "environment": dict(os.environ),
+        "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        "subnormal": (float(tiny * np.float32(0.5)), float(np.float32(1e-30) * np.float32(1e-10))),
+        "threads": (len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0, threading.active_count()),
+        "warnings": list(warnings.filters),
+        "numpy errors": np.geterr(),
+        "folder": os.getcwd(),
+        "path": list(sys.path),
+    }
+
+before = state()
+import lucid, lucid.models, lucid.optim, lucid.cli
+after = state()
+print([name for name in before if before[name] != after[name]], before["subnormal"][0] > 0 and before["subnormal"][1] > 0)
+"""
+
+
+def test_nothing_of_the_process_is_changed() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "LUCID_ISA"}
+    done = subprocess.run([sys.executable, "-c", _CODE], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[] True", done.stdout + done.stderr
