@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from lucid.autograd import apply
 from lucid.data import Batch, Batches, Place
 from lucid.models import BERTForMaskedLM
 from lucid.models.bert.packing import PackedBatch, TokenRows, pack_lists
-from lucid.ops.total import total
 from lucid.optim import AdamW, Schedule
 
 
@@ -121,7 +119,7 @@ class Trainer:
             self.losses.append(0.0)
             return
         packed, rows, labels = pack_batch(self.model, batch, seed=batch.seed)
-        loss = apply(total, self.model.losses_of(packed, rows, labels), divisor=1)
+        loss = self.model.loss_of(packed, rows, labels, "sum")
         first, last = batch.place.example, batch.place.example + len(batch.numbers) - 1
         where = f"{len(self.losses) + 1} of {self.n_accumulated} (examples {first} to {last} in the order of epoch {batch.place.epoch})"
         value = self.optimizer.check_loss(loss, batch=where)
