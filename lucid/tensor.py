@@ -75,7 +75,8 @@ class Tensor:
     @grad.setter
     def grad(self, value: Any) -> None:
         with _accumulating:
-            self._grad, self._is_own_grad = value, False  # the array may be someone else's, too
+            self._grad = value
+            self._is_own_grad = False  # the array may be someone else's, too
 
     @property
     def data(self) -> Any:

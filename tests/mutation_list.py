@@ -280,7 +280,7 @@ MUTATIONS: list[Mutation] = [
         TAPE,
         second_gradient_alone=("np.asarray(self.grad + gradient)", "np.asarray(gradient)"),
         third_gradient_sign=("np.add(self.grad, gradient, out=self.grad)", "np.subtract(self.grad, gradient, out=self.grad)"),
-        gradients_of_others_written=("self._is_own_grad = False", "self._is_own_grad = value is not None"),
+        gradients_of_others_written=("self._is_own_grad = False  # the array", "self._is_own_grad = value is not None  # the array"),
     ),
     *_of("lucid/ops/op.py", TAPE, rows_replace=("total[self.rows] += self.values", "total[self.rows] = self.values")),
 ]

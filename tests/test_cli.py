@@ -146,6 +146,14 @@ class TestFillMask:
 class TestStreams:
     lines = f"{MASKED}\n\nno mask here\n   \r\na [MASK]\r\n".encode() + b"\xff [MASK]\nlast [MASK]"
 
+    def test_a_long_line_says_what_was_read(self, run, tmp_path):
+        lines = tmp_path / "lines.txt"
+        lines.write_text("a " * 300 + "sun [MASK] rises" + " b" * 300 + "\na [MASK]\n")
+        done = run("fill-mask", "--file", str(lines), "-k", "1")
+        assert done.exit_code == 0
+        assert [row.split("\t")[0] for row in done.stdout.splitlines()] == ["1", "2"]
+        assert "line 1: The text is longer than the model can read" in done.stderr and "line 2" not in done.stderr
+
     def test_rows(self, run, model):
         result = run("fill-mask", "-", "-k", 2, stdin=self.lines)
         rows = [row.split("\t") for row in result.stdout.splitlines()]

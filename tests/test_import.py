@@ -1,8 +1,12 @@
 """`import lucid` leaves the process as it was."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
 
 _CODE = """
 import os, signal, sys, threading, warnings
@@ -31,5 +35,16 @@ print([name for name in before if before[name] != after[name]], before["subnorma
 
 def test_nothing_of_the_process_is_changed() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "LUCID_ISA"}
-    done = subprocess.run([sys.executable, "-c", _CODE], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", _CODE], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[] True", done.stdout + done.stderr
+
+
+def test_sources_without_kernels_say_so(tmp_path: Path) -> None:
+    package = tmp_path / "lucid"
+    shutil.copytree(ROOT / "lucid", package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", "import lucid.models"], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "the kernels are not built: run `pip install -e .` there, or start Python in another folder" in done.stderr

@@ -7,9 +7,18 @@ and raises where it cannot run.
 
 import importlib
 import os
+from pathlib import Path
 from types import ModuleType
 
-from lucid._ext import _cpu as _cpu
+try:
+    from lucid._ext import _cpu as _cpu
+except ImportError as error:
+    if any(Path(__file__).parent.glob("_cpu.*.so")):  # it is there, and something else is wrong
+        raise
+    raise ImportError(
+        f"lucid is imported from its sources in {Path(__file__).parents[2]}, where the kernels are not built: "
+        "run `pip install -e .` there, or start Python in another folder to use the lucid that is installed"
+    ) from error
 
 
 def _choose() -> tuple[str, ModuleType]:

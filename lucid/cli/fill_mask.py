@@ -81,6 +81,8 @@ def _fill_stream(masked_lm: BERTForMaskedLM, stream: BinaryIO, as_json: bool, se
         if isinstance(result, str):
             say(f"line {line.number}: {result}")
             return None
+        if note := _window_note(masked_lm, line.text, _windows(result)):
+            say(f"line {line.number}: {note}")
         return "\n".join(["\t".join((str(line.number), *row)) for row in _rows(result)])
 
     assert masked_lm.tokenizer is not None
@@ -154,7 +156,7 @@ def _print_tables(masked_lm: BERTForMaskedLM, texts: list[str], fills: list[Any]
                 note = _window_note(masked_lm, text, [guesses[0].window])
                 show(_guesses_table(title, note, guesses, mask.join(parts[:number]), mask.join(parts[number:])))
         else:
-            note = _window_note(masked_lm, text, result[0].windows or [])
+            note = _window_note(masked_lm, text, _windows(result))
             show(_fillings_table(_shortened(text), note, result, parts))
 
 
@@ -191,6 +193,11 @@ def _fillings_table(title: str, note: str | None, fillings: list[JointFill], par
             shown = "".join([_end(parts[0]), *inner, filling.words[-1], _start(parts[-1])])
         add_row(table, f"{filling.log_prob:.4f}", " ".join(filling.words), shown)
     return table
+
+
+def _windows(result: list[Any]) -> list[tuple[int, int] | None]:
+    """Return what of a text was read for each of its masks."""
+    return [guesses[0].window for guesses in result] if isinstance(result[0], list) else list(result[0].windows or [])
 
 
 def _window_note(masked_lm: BERTForMaskedLM, text: str, windows: Iterable[tuple[int, int] | None]) -> str | None:

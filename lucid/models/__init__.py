@@ -15,3 +15,21 @@ from lucid.models.bert.fill_mask import MaskFill as MaskFill
 from lucid.models.bert.masked_lm import BERTForMaskedLM as BERTForMaskedLM
 from lucid.models.checkpoint import LoadReport as LoadReport
 from lucid.text import BERTTokenizerFast as BERTTokenizerFast
+
+__all__ = [
+    "BERT",
+    "BERTConfig",
+    "BERTForMaskedLM",
+    "BERTTokenizerFast",
+    "JointFill",
+    "LoadReport",
+    "MaskFill",
+    "bert_base",
+    "bert_for_masked_lm_base",
+    "bert_for_masked_lm_large",
+    "bert_for_masked_lm_medium",
+    "bert_for_masked_lm_mini",
+    "bert_for_masked_lm_small",
+    "bert_for_masked_lm_tiny",
+    "bert_large",
+]

@@ -258,8 +258,8 @@ class BERTTokenizerFast:
         Returns
         -------
         dict of lists
-            `input_ids`; `token_type_ids`, 1 from the second text on; `attention_mask`, all 1: what a model takes,
-            ``model(**encoded)``; and what else was asked for.
+            `input_ids`; `token_type_ids`, 1 from the second text on; `attention_mask`, all 1; and what else was asked
+            for. A model takes rows: ``model(**tokenizer.encode_batch([text]))``.
         """
         template = self._template(
             add_special_tokens,
