@@ -35,7 +35,7 @@ print([name for name in before if before[name] != after[name]], before["subnorma
 
 def test_nothing_of_the_process_is_changed() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "LUCID_ISA"}
-    done = subprocess.run([sys.executable, "-c", _CODE], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", _CODE], env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[] True", done.stdout + done.stderr
 
 
