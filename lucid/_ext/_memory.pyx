@@ -25,7 +25,12 @@ cdef extern from *:
     """
     void *aligned_memory(size_t n_bytes) noexcept
 
+cdef extern from "Python.h":
+    int PyTraceMalloc_Track(unsigned int domain, size_t address, size_t n_bytes)
+    int PyTraceMalloc_Untrack(unsigned int domain, size_t address)
+
 cdef enum:
+    TRACE_DOMAIN = 0x6c7563    # under which `tracemalloc` counts the blocks that have an owner
     MOST_KEPT = 16             # blocks that wait for a new owner
     MOST_BYTES_KEPT = 128 << 20
 
@@ -66,16 +71,18 @@ cdef class Memory:
         if best >= 0:
             self.n_reserved = kept_bytes[best]
             self.block = take_block(best)
-            return
-        self.n_reserved = max(n_bytes, <size_t> 64)
-        self.block = aligned_memory(self.n_reserved)
-        if self.block is NULL:
-            raise MemoryError(f"no memory for {n_bytes} bytes")
+        else:
+            self.n_reserved = max(n_bytes, <size_t> 64)
+            self.block = aligned_memory(self.n_reserved)
+            if self.block is NULL:
+                raise MemoryError(f"no memory for {n_bytes} bytes")
+        PyTraceMalloc_Track(TRACE_DOMAIN, <size_t> self.block, self.n_reserved)
 
     def __dealloc__(self):
         global n_kept, total_kept
         if self.block is NULL:
             return
+        PyTraceMalloc_Untrack(TRACE_DOMAIN, <size_t> self.block)
         if self.n_reserved > MOST_BYTES_KEPT:
             free(self.block)
             return
