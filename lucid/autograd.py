@@ -133,9 +133,8 @@ def apply(op: Op, *inputs: Any, **params: Any) -> Any:
     -------
     Tensor or tuple of Tensor
     """
-    wants_gradient = any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
-    is_recorded = is_grad_enabled() and wants_gradient and op.is_differentiable
-    arrays = tuple(x.array if isinstance(x, Tensor) else x for x in inputs)
+    is_recorded = is_grad_enabled() and op.is_differentiable and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+    arrays = [x.array if isinstance(x, Tensor) else x for x in inputs]
     result, saved = op.run(*arrays, keep=is_recorded, **params)
     if isinstance(result, tuple):
         return tuple(Tensor(np.asarray(array)) for array in result)

@@ -249,6 +249,8 @@ def as_array(data: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
     ValueError
         Nested lists of unequal lengths.
     """
+    if type(data) is np.ndarray and dtype is None and data.dtype.kind in "biuf":
+        return data
     if isinstance(data, np.ma.MaskedArray):
         raise TypeError("masked arrays hold values that are not meant: give a plain array, and an attention_mask for what is padding")
     if isinstance(data, Tensor):

@@ -10,9 +10,10 @@
 cdef enum:
     PANEL = 3 * LANES    # columns of a panel, and of a register tile
     CHAIN = 256          # products added in one register before the total moves to C: sets rounding
-    K_BLOCK = 768        # k per pass: 64 rows of A stay in L2 (196 KB); a multiple of CHAIN
-    M_BLOCK = 64         # rows per pass over the panels
-    AHEAD = 16 * LANES   # bytes of the next panel that a tile fetches per 4 k: three tiles fetch all of it
+    K_BLOCK = 768        # k per pass: 128 rows of A stay in L2 (393 KB); a multiple of CHAIN
+    M_BLOCK = 128        # rows per pass over the panels
+    LINE = 64            # bytes of a cache line
+    PANEL_LINES = PANEL * 16 // LINE  # of 4 k of a panel
 
 # What happens to a tile on its way out: activation(product + bias) + residual.
 cdef struct Epilogue:
@@ -62,7 +63,7 @@ cdef inline void put(int vectors, float *c, TileRow row, bint add) noexcept nogi
 
 cdef inline void tile(
     int rows, int vectors, int unroll, const float *a, Py_ssize_t a_stride, const float *b, Py_ssize_t k,
-    float *c, Py_ssize_t c_stride, bint add, const char *next_panel, Py_ssize_t next_step,
+    float *c, Py_ssize_t c_stride, bint add, const char *next_panel, int lines,
 ) noexcept nogil:
     """c[rows, vectors * LANES] = (add ? c : 0) + a[rows, k] . b[k, PANEL], k a multiple of `unroll`.
 
@@ -81,13 +82,9 @@ cdef inline void tile(
         if vectors * LANES > 32:
             PREFETCH_WRITE(c + u * c_stride + LANES)
     for _step in range(k // unroll):
-        PREFETCH(next_panel)
-        if AHEAD > 64:
-            PREFETCH(next_panel + 64)
-        if AHEAD > 128:
-            PREFETCH(next_panel + 128)
-            PREFETCH(next_panel + 192)
-        next_panel += next_step
+        for u in range(lines):
+            PREFETCH(next_panel + u * LINE)
+        next_panel += lines * LINE
         for u in range(unroll):
             b0 = load(b)
             if vectors > 1:
@@ -125,48 +122,48 @@ cdef inline void tile(
 
 cdef inline void chain_of_rows(
     int rows, int vectors, const float *a, Py_ssize_t a_stride, const float *b, Py_ssize_t k,
-    float *c, Py_ssize_t c_stride, bint add, const char *next_panel, Py_ssize_t next_step,
+    float *c, Py_ssize_t c_stride, bint add, const char *next_panel, int lines,
 ) noexcept nogil:
     """`rows` and `vectors` are literals at every call. What is left of k modulo 4 forms a chain of its own."""
     cdef Py_ssize_t whole = k - k % 4
     if whole:
-        tile(rows, vectors, 4, a, a_stride, b, whole, c, c_stride, add, next_panel, next_step)
+        tile(rows, vectors, 4, a, a_stride, b, whole, c, c_stride, add, next_panel, lines)
     if whole < k:
         tile(rows, vectors, 1, a + whole, a_stride, b + whole * PANEL, k - whole, c, c_stride, add or whole > 0, next_panel, 0)
 
 
 cdef inline void chain_of_vectors(
     int vectors, int rows, const float *a, Py_ssize_t a_stride, const float *b, Py_ssize_t k,
-    float *c, Py_ssize_t c_stride, bint add, const char *next_panel, Py_ssize_t next_step,
+    float *c, Py_ssize_t c_stride, bint add, const char *next_panel, int lines,
 ) noexcept nogil:
     """`vectors` is a literal at every call; `rows` is 1 to TILE_ROWS."""
     if TILE_ROWS == 8 and rows == 8:
-        chain_of_rows(8, vectors, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
+        chain_of_rows(8, vectors, a, a_stride, b, k, c, c_stride, add, next_panel, lines)
         return
     if rows >= 4:
-        chain_of_rows(4, vectors, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
+        chain_of_rows(4, vectors, a, a_stride, b, k, c, c_stride, add, next_panel, lines)
         a += 4 * a_stride
         c += 4 * c_stride
         rows -= 4
     if rows == 3:
-        chain_of_rows(3, vectors, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
+        chain_of_rows(3, vectors, a, a_stride, b, k, c, c_stride, add, next_panel, lines)
     elif rows == 2:
-        chain_of_rows(2, vectors, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
+        chain_of_rows(2, vectors, a, a_stride, b, k, c, c_stride, add, next_panel, lines)
     elif rows == 1:
-        chain_of_rows(1, vectors, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
+        chain_of_rows(1, vectors, a, a_stride, b, k, c, c_stride, add, next_panel, lines)
 
 
 cdef void chain(
     int rows, Py_ssize_t columns, const float *a, Py_ssize_t a_stride, const float *b, Py_ssize_t k,
-    float *c, Py_ssize_t c_stride, bint add, const char *next_panel, Py_ssize_t next_step,
+    float *c, Py_ssize_t c_stride, bint add, const char *next_panel, int lines,
 ) noexcept nogil:
     """One chain (k <= CHAIN) of 1 to TILE_ROWS rows; C gets `columns`, rounded up to whole vectors."""
     if columns > 2 * LANES:
-        chain_of_vectors(3, rows, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
+        chain_of_vectors(3, rows, a, a_stride, b, k, c, c_stride, add, next_panel, lines)
     elif columns > LANES:
-        chain_of_vectors(2, rows, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
+        chain_of_vectors(2, rows, a, a_stride, b, k, c, c_stride, add, next_panel, lines)
     else:
-        chain_of_vectors(1, rows, a, a_stride, b, k, c, c_stride, add, next_panel, next_step)
+        chain_of_vectors(1, rows, a, a_stride, b, k, c, c_stride, add, next_panel, lines)
 
 
 cdef inline void finish_tile(
@@ -235,14 +232,14 @@ cdef void edge(
 
 cdef void chains(
     int rows, Py_ssize_t columns, const float *a, Py_ssize_t a_stride, const float *b, Py_ssize_t k,
-    float *c, Py_ssize_t c_stride, bint add, const char *next_panel, Py_ssize_t next_step,
+    float *c, Py_ssize_t c_stride, bint add, const char *next_panel, int lines,
 ) noexcept nogil:
     """k of any length: a chain per CHAIN products, the first replacing c unless `add`."""
     cdef Py_ssize_t i, n
     for n in range((k + CHAIN - 1) // CHAIN):
         i = n * CHAIN
         chain(rows, columns, a + i, a_stride, b + i * PANEL, min(CHAIN, k - i), c, c_stride, add or i > 0,
-              next_panel + i // 4 * next_step, next_step)
+              next_panel + i // 4 * lines * LINE, lines)
 
 
 cdef void product(
@@ -262,6 +259,7 @@ cdef void product(
     cdef const float *bias
     cdef const char *next_panel
     cdef bint is_done
+    cdef int lines, lines_left
     cdef float *corner
     for n_rows in range((row_end - row_begin + M_BLOCK - 1) // M_BLOCK):
         i0 = row_begin + n_rows * M_BLOCK
@@ -287,6 +285,8 @@ cdef void product(
                 first = max(0, -column)
                 last = min(PANEL, n - column)
                 column += first
+                lines = lines_ahead(rows_here)
+                lines_left = PANEL_LINES
                 for n_tile in range((rows_here + TILE_ROWS - 1) // TILE_ROWS):
                     i = n_tile * TILE_ROWS
                     row_tile = min(TILE_ROWS, rows_here - i)
@@ -296,8 +296,10 @@ cdef void product(
                              corner, c_stride, accumulate or k0 > 0, is_done, epilogue, column, i0 + i)
                         continue
                     chains(<int> row_tile, last, block_a + i * block_stride, block_stride, b, k_here,
-                           corner, c_stride, accumulate or k0 > 0, next_panel, AHEAD)
-                    next_panel = next_panel + k_here // 4 * AHEAD if i < 2 * TILE_ROWS else <const char *> b
+                           corner, c_stride, accumulate or k0 > 0, next_panel, lines)
+                    next_panel += k_here // 4 * lines * LINE
+                    lines_left -= lines
+                    lines = min(lines, lines_left)
                     if is_done:
                         bias = epilogue.bias + column if epilogue.bias is not NULL else NULL
                         residual = NULL
@@ -305,6 +307,12 @@ cdef void product(
                             residual = epilogue.residual + (i0 + i) * epilogue.residual_stride + column
                         finish(corner, c_stride, <int> row_tile, last, bias, residual, epilogue.residual_stride,
                                epilogue.activation)
+
+
+cdef inline int lines_ahead(Py_ssize_t n_rows) noexcept nogil:
+    """Cache lines of the next panel that a tile fetches per 4 k, so that `n_rows` rows fetch all of it."""
+    cdef Py_ssize_t spread = min(n_rows, 6 * TILE_ROWS)
+    return <int> min(PANEL_LINES, (PANEL_LINES * TILE_ROWS + spread - 1) // spread)
 
 
 cdef void transpose(

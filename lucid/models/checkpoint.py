@@ -25,7 +25,9 @@ import numpy as np
 from lucid.errors import FormatError
 from lucid.models.config_file import CONFIG_FILE, read_json
 from lucid.models.safetensors_file import SafetensorsFile
-from lucid.nn import Module, Parameter
+from lucid.nn import Linear, Module, Parameter
+from lucid.ops.linear import PackedWeight
+from lucid.ops.op import empty
 
 # Parts of lucid's paths -> parts of the foreign names, for what is spelled differently.
 _RENAMED = {
@@ -195,7 +197,12 @@ def load_tensors(model: Any, folder: Path, *, strict: bool = True) -> LoadReport
     """
     with _open_folder(folder) as stored:
         plan = _plan(model, folder, stored, strict=strict)
-        values = {path: _read(plan.parameters[path], names, stored) for path, names in plan.sources.items()}
+        # Weights that are multiplied with go straight into the layout that inference wants.
+        packed = {id(module.weight) for module in model.modules() if isinstance(module, Linear)}
+        values = {
+            path: (_read_packed if id(plan.parameters[path]) in packed else _read)(plan.parameters[path], names, stored)
+            for path, names in plan.sources.items()
+        }
     notes = _compare_twins(values) if plan.is_tied else []
     unexpected = [f"{folder.name}: the model has no place for {_some(plan.unexpected)}"] if plan.unexpected else []
     for note in [*notes, *unexpected]:
@@ -205,7 +212,10 @@ def load_tensors(model: Any, folder: Path, *, strict: bool = True) -> LoadReport
         model.untie_weights()
     parameters = dict(model._named())
     for path, array in values.items():
-        parameters[path].adopt(array)
+        if isinstance(array, PackedWeight):
+            parameters[path].adopt_packed(array)
+        else:
+            parameters[path].adopt(array)
     return LoadReport(len(values), plan.missing, plan.unexpected, plan.ignored, is_tied, tuple(notes))
 
 
@@ -308,14 +318,14 @@ def _add_decoder_sources(parameters: dict[str, Parameter], sources: dict[str, li
         sources[_DECODER_WEIGHT if _WORD_TABLE in stored else _WORD_TABLE] = [_DECODER_WEIGHT]
 
 
-def _compare_twins(values: dict[str, np.ndarray[Any, Any]]) -> list[str]:
+def _compare_twins(values: dict[str, Any]) -> list[str]:
     """Take out of `values` the second of two tensors that are tied; one decoder weight that differs stays. Return notes."""
     notes = []
     bias, weight = values.pop(_OUTPUT_BIAS, None), values.get(_DECODER_WEIGHT)
     if bias is not None and not np.array_equal(bias, values[_DECODER_BIAS], equal_nan=True):
         notes.append(f"{_DECODER_BIAS} and {_OUTPUT_BIAS} differ: the decoder uses the first, as the reference implementation does")
     if weight is not None:
-        if np.array_equal(weight, values[_WORD_TABLE], equal_nan=True):
+        if np.array_equal(weight.panels, values[_WORD_TABLE].panels, equal_nan=True):
             del values[_DECODER_WEIGHT]
         else:
             notes.append(f"{CONFIG_FILE} ties the decoder to the word table, but {_DECODER_WEIGHT} differs from it: loaded untied")
@@ -334,11 +344,27 @@ def _part_shape(parameter: Parameter, names: list[str]) -> tuple[int, ...]:
 def _read(parameter: Parameter, names: list[str], stored: Mapping[str, _Stored]) -> np.ndarray[Any, Any]:
     """Return a parameter's values from the tensors that make it up; where one is missing, the initial ones."""
     is_whole = all(name in stored for name in names)
-    out = np.empty(parameter.shape, np.float32) if is_whole else np.array(parameter.array)
+    out = empty(parameter.shape) if is_whole else np.array(parameter.array)
     for name, part in zip(names, np.split(out, len(names)), strict=True):
         if name in stored:
             stored[name].file.read_into(stored[name].name, part)
     return out
+
+
+def _read_packed(parameter: Parameter, names: list[str], stored: Mapping[str, _Stored]) -> PackedWeight:
+    """Return a weight as `_read` does, packed while it is read."""
+    if not all(name in stored for name in names):
+        return PackedWeight.pack(_read(parameter, names, stored))
+    n_rows = _part_shape(parameter, names)[0]
+
+    def read(begin: int, out: np.ndarray[Any, Any]) -> None:
+        end = begin + len(out)
+        for i, name in enumerate(names):  # the tensors' rows i * n_rows to (i + 1) * n_rows
+            first, last = max(begin, i * n_rows), min(end, (i + 1) * n_rows)
+            if first < last:
+                stored[name].file.read_rows_into(stored[name].name, first - i * n_rows, out[first - begin : last - begin])
+
+    return PackedWeight.from_rows((parameter.shape[0], parameter.shape[1]), read)
 
 
 def foreign_tensors(model: Module) -> dict[str, np.ndarray[Any, Any]]:

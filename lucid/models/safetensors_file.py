@@ -215,16 +215,32 @@ class SafetensorsFile:
         -----
         A double beyond float32's range becomes infinite.
         """
+        shape = self.entries[name].shape
+        if out.shape != shape:
+            raise ValueError(f"tensor {name!r:.100} wants a contiguous float32 array of shape {shape}")
+        self._read_numbers(name, out, 0)
+
+    def read_rows_into(self, name: str, first: int, out: np.ndarray[Any, Any]) -> None:
+        """Fill `out`, (n, columns), with rows `first` to `first + n` of a matrix, as `read_into` does."""
+        shape = self.entries[name].shape
+        if out.ndim != 2 or len(shape) != 2 or out.shape[1] != shape[1] or not 0 <= first <= shape[0] - len(out):
+            raise ValueError(f"rows {first} to {first + len(out)} of tensor {name!r:.100}, whose shape is {shape}, do not fill {out.shape}")
+        self._read_numbers(name, out, first * shape[1])
+
+    def _read_numbers(self, name: str, out: np.ndarray[Any, Any], first: int) -> None:
+        """Fill `out` with a tensor's numbers from its `first` on."""
         entry = self.entries[name]
         if not entry.is_float:
             raise FormatError(f"{self.path.name} has tensor {name!r:.100} of type {entry.dtype}, wanted one of {', '.join(_FLOATS)}")
-        if out.dtype != np.float32 or out.shape != entry.shape or not out.flags.c_contiguous:
-            raise ValueError(f"tensor {name!r:.100} wants a contiguous float32 array of shape {entry.shape}")
+        if out.dtype != np.float32 or not out.flags.c_contiguous:
+            raise ValueError(f"tensor {name!r:.100} wants a contiguous float32 array of shape {out.shape}")
+        dtype = np.dtype(_DTYPES[entry.dtype])
+        offset = entry.offset + first * dtype.itemsize
         if entry.dtype == "F32":
-            self._fill(out, entry.offset, name)
+            self._fill(out, offset, name)
             return
-        raw = np.empty(entry.shape, _DTYPES[entry.dtype])
-        self._fill(raw, entry.offset, name)
+        raw = np.empty(out.shape, dtype)
+        self._fill(raw, offset, name)
         if entry.dtype == "BF16":  # the upper half of a float32
             np.left_shift(raw, np.uint32(16), out=out.view(np.uint32), dtype=np.uint32)
             return

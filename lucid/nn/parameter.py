@@ -36,10 +36,11 @@ class Parameter(Tensor):
     rebuilds it for whoever asks. Training holds it row-major: `row_major` lets the panels go.
     """
 
-    __slots__ = ("__weakref__", "_initializer", "_lock", "_packed", "_shape", "version")
+    __slots__ = ("__weakref__", "_initializer", "_lock", "_packed", "_shape", "_view", "version")
 
     def __init__(self, shape: tuple[int, ...], initializer: Initializer) -> None:
         self._array = None
+        self._view: Any = None  # of `_array`, read-only; None until it is asked for
         self._packed: PackedWeight | None = None
         self._shape = tuple(shape)
         self._initializer = initializer
@@ -63,8 +64,12 @@ class Parameter(Tensor):
     @property
     def array(self) -> Any:
         """The values, row-major, as a read-only view; a copy while the parameter is packed."""
-        with self._lock:
-            return _read_only(self._values())
+        view = self._view
+        if view is None:
+            with self._lock:
+                view = _read_only(self._values())
+                self._view = view if self._packed is None else None
+        return view
 
     def _values(self) -> np.ndarray[Any, Any]:
         if self._array is None:
@@ -87,7 +92,7 @@ class Parameter(Tensor):
         with self._lock:
             if self._packed is None:
                 self._packed = PackedWeight.pack(self._values())
-                self._array = None
+                self._array = self._view = None
             return self._packed
 
     def table(self) -> PackedWeight | Any:
@@ -115,8 +120,13 @@ class Parameter(Tensor):
     def adopt(self, array: np.ndarray[Any, Any]) -> None:
         """Take over a float32, C-contiguous array of the right shape without copying; nobody else may write it."""
         with self._lock:
-            self._array = array
-            self._packed = None
+            self._array, self._view, self._packed = array, None, None
+            self.version += 1
+
+    def adopt_packed(self, weight: PackedWeight) -> None:
+        """Take over a packed weight of the right shape, which nobody else may write."""
+        with self._lock:
+            self._array, self._view, self._packed = None, None, weight
             self.version += 1
 
     @contextmanager
@@ -129,7 +139,7 @@ class Parameter(Tensor):
                 yield array
             finally:
                 # Only now: whoever read inside may have changed the layout.
-                self._array, self._packed = array, None
+                self._array, self._view, self._packed = array, None, None
 
     def __repr__(self) -> str:
         return f"Parameter(shape={self.shape})"

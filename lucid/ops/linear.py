@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from lucid.ops import activation as elementwise
 from lucid.ops.activation import ACTIVATIONS
 from lucid.ops.op import Array, Kernel, Op, RowsGradient, empty, rows_contiguous, want
 from lucid.threads import get_num_threads, threads_for
+
+_BYTES_READ_AT_ONCE = 1 << 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,23 @@ class PackedWeight:
         panels = empty((-(-n // kernels.panel_width), k, kernels.panel_width))
         kernels.pack_rows(rows_contiguous(weight), panels, threads_for(weight.size))
         return cls("float32", panels, None, (n, k))
+
+    @classmethod
+    def from_rows(cls, shape: tuple[int, int], read: Callable[[int, Array], None]) -> PackedWeight:
+        """Pack a weight (N, K) of which ``read(begin, out)`` fills `out` with the rows from `begin` on.
+
+        It is read in blocks that stay in cache, so the weight never stands in memory twice.
+        """
+        n, k = shape
+        width = kernels.panel_width
+        panels = empty((-(-n // width), k, width))
+        n_panels = max(1, _BYTES_READ_AT_ONCE // (4 * k * width))
+        block = empty((min(n_panels * width, n), k))
+        for first in range(0, len(panels), n_panels):
+            rows = block[: n - first * width]
+            read(first * width, rows)
+            kernels.pack_rows(rows, panels[first : first + n_panels], 1)
+        return cls("float32", panels, None, shape)
 
     def rows(self, index: Array) -> Array:
         """Return some rows of the weight, (len(index), K)."""

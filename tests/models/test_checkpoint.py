@@ -881,15 +881,16 @@ class TestWholeOrNotAtAll:
 
     def cut_at_the_last_tensor(self, monkeypatch, path: Path) -> None:
         """Let the file end in the last tensor that is read, from the moment at which that tensor's turn has come."""
-        n_tensors, read, n_read = len(safetensors.numpy.load_file(path)), lucid.models.checkpoint.SafetensorsFile.read_into, [0]
+        n_tensors, fill, seen = len(safetensors.numpy.load_file(path)), lucid.models.checkpoint.SafetensorsFile._fill, set()
 
-        def read_into(file: Any, name: str, out: Any) -> None:
-            n_read[0] += 1
-            if n_read[0] == n_tensors:
-                os.truncate(path, file.entries[name].offset)
-            read(file, name, out)
+        def fill_from_cut_file(file: Any, out: Any, offset: int, name: str) -> None:
+            if name not in seen:
+                seen.add(name)
+                if len(seen) == n_tensors:
+                    os.truncate(path, file.entries[name].offset)
+            fill(file, out, offset, name)
 
-        monkeypatch.setattr(lucid.models.checkpoint.SafetensorsFile, "read_into", read_into)
+        monkeypatch.setattr(lucid.models.checkpoint.SafetensorsFile, "_fill", fill_from_cut_file)
 
     def test_every_truncation_of_the_file(self, folder):
         """A download that broke off, anywhere."""

@@ -398,6 +398,25 @@ class TestReading:
             file.read_into("a", out)
         assert not out.any()
 
+    @pytest.mark.parametrize("dtype", FLOATS)
+    def test_rows(self, path, dtype):
+        values = (np.arange(7 * 5) % 13).astype(np.float32).reshape(7, 5)
+        raw = (values.view(np.uint32) >> 16).astype(np.uint16) if dtype == "BF16" else values.astype(f"f{BYTES_OF[dtype]}")
+        path.write_bytes(file_of({"a": tensor(dtype, [7, 5], [0, raw.nbytes])}, raw.tobytes()))
+        with SafetensorsFile(path) as file:
+            for first, last in ((0, 7), (0, 1), (2, 5), (6, 7), (3, 3)):
+                out = np.full((last - first, 5), np.nan, np.float32)
+                file.read_rows_into("a", first, out)
+                np.testing.assert_array_equal(out, values[first:last])
+
+    @pytest.mark.parametrize(("first", "shape"), [(-1, (2, 5)), (6, (2, 5)), (0, (8, 5)), (0, (2, 4)), (0, (5,)), (0, (1, 1, 5))])
+    def test_rows_that_are_not_there(self, path, first, shape):
+        path.write_bytes(file_of({"a": tensor(shape=[7, 5], offsets=[0, 140])}, bytes(range(140))))
+        out = np.zeros(shape, np.float32)
+        with SafetensorsFile(path) as file, pytest.raises(ValueError, match="do not fill"):
+            file.read_rows_into("a", first, out)
+        assert not out.any()
+
     def test_large_reads_come_in_parts(self, path, monkeypatch):
         """One call of the system reads 2 GiB at most; here it reads 7 bytes."""
         values = np.arange(1000, dtype=np.float32)

@@ -51,6 +51,20 @@ def test_packing_keeps_every_weight_and_unpacking_returns_it(n: int, k: int, rng
     assert np.array_equal(packed.unpack(), weight)
 
 
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (25, 17), (500, 700), (1021, 33), (97, 6000)])
+def test_a_weight_read_in_blocks_is_the_weight_packed_whole(n: int, k: int, rng: np.random.Generator) -> None:
+    weight, begins = normal(rng, n, k), []
+
+    def read(begin: int, out: Array) -> None:
+        begins.append(begin)
+        out[:] = weight[begin : begin + len(out)]
+
+    packed = PackedWeight.from_rows((n, k), read)
+    assert np.array_equal(packed.panels, PackedWeight.pack(weight).panels)
+    assert begins == sorted(set(begins))
+    assert len(begins) > 1 or n * k < 200_000
+
+
 @pytest.mark.parametrize("n", [1, 24, 25, 1021])
 def test_packed_and_row_major_weights_give_the_same_bits(n: int, rng: np.random.Generator) -> None:
     x, weight, bias = normal(rng, 7, 259), normal(rng, n, 259), normal(rng, n)
