@@ -35,11 +35,11 @@ class PackedWeight:
     shape: tuple[int, int]
 
     @classmethod
-    def pack(cls, weight: Array) -> PackedWeight:
-        """Pack a row-major float32 array (N, K)."""
+    def pack(cls, weight: Array, *, is_lasting: bool = False) -> PackedWeight:
+        """Pack a row-major float32 array (N, K); `is_lasting` as for `empty`."""
         want("pack", "weight", weight, np.float32, (None, None))
         n, k = weight.shape
-        panels = empty((-(-n // kernels.panel_width), k, kernels.panel_width))
+        panels = empty((-(-n // kernels.panel_width), k, kernels.panel_width), is_lasting=is_lasting)
         kernels.pack_rows(rows_contiguous(weight), panels, threads_for(weight.size))
         return cls("float32", panels, None, (n, k))
 
@@ -48,9 +48,9 @@ class PackedWeight:
         width = self.panels.shape[2]
         return np.ascontiguousarray(self.panels[index // width, :, index % width])
 
-    def unpack(self) -> Array:
-        """Return the row-major array (N, K)."""
-        weight = empty(self.shape)
+    def unpack(self, *, is_lasting: bool = False) -> Array:
+        """Return the row-major array (N, K); `is_lasting` as for `empty`."""
+        weight = empty(self.shape, is_lasting=is_lasting)
         kernels.unpack_rows(self.panels, weight, threads_for(weight.size))
         return weight
 
