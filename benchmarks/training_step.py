@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 P_DROP, P_LABEL = 0.1, 0.15
-MOST_ROWS, MOST_WORDS = 1024, 4608  # lucid/ops/decoder.py
 MB = 1e6
 
 
@@ -153,6 +152,7 @@ def measure(which: str, args: argparse.Namespace) -> dict[str, Any]:
 def table(batch: int, length: int, layers: int, is_recomputed: bool) -> list[tuple[str, str, float]]:
     """Return (what, when it is there, MB) for lucid, from sizes alone."""
     from lucid.models import BERTConfig
+    from lucid.ops.decoder import ROWS_AT_ONCE, WORDS_AT_ONCE
 
     config = BERTConfig.base(**settings(layers))
     c, f, v, h = config.hidden_size, config.intermediate_size, config.vocab_size, config.num_attention_heads
@@ -191,8 +191,8 @@ def table(batch: int, length: int, layers: int, is_recomputed: bool) -> list[tup
         ("of these, a layer's", "backward to update", per_layer),
         ("gradients of a layer's activations", "within backward of that layer", 2 * t * f + 3 * t * c),
         ("a weight in panels", "within one product, forward and backward", c * f),
-        (f"logits of labelled tokens, at most {MOST_ROWS}", "within the loss", min(p, MOST_ROWS) * v),
-        (f"{MOST_WORDS} words in panels", "within the loss", MOST_WORDS * c),
+        (f"logits of labelled tokens, at most {ROWS_AT_ONCE}", "within the loss", min(p, ROWS_AT_ONCE) * v),
+        (f"{WORDS_AT_ONCE} words in panels", "within the loss", WORDS_AT_ONCE * c),
     ]
     return [(what, when, 4 * size / MB) for what, when, size in rows]
 
