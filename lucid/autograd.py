@@ -87,7 +87,7 @@ class Node:
     targets : for each input where its gradient goes: the node that made it, itself if it is a leaf, None if
         it wants none; dropped once backward has run
     parameters : those among the inputs, and their versions at the time
-    is_fresh : of the kernel
+    is_fresh : of the kernel: a leaf may take a gradient for its own and add others into it
     """
 
     number: int

@@ -12,6 +12,13 @@ cdef extern from *:
     #include <sys/mman.h>
     #endif
     #define HUGE_PAGE ((size_t)2 << 20)
+    #if defined(__SANITIZE_ADDRESS__)  /* it sees the end and the life of a block that is of the exact size, and never kept */
+    #define LEAST_BYTES ((size_t)1)
+    #define MOST_BYTES_KEPT ((size_t)0)
+    #else
+    #define LEAST_BYTES ((size_t)64)
+    #define MOST_BYTES_KEPT ((size_t)128 << 20)
+    #endif
 
     static void *aligned_memory(size_t n_bytes) {
         void *memory = NULL;
@@ -24,6 +31,8 @@ cdef extern from *:
     }
     """
     void *aligned_memory(size_t n_bytes) noexcept
+    const size_t LEAST_BYTES
+    const size_t MOST_BYTES_KEPT
 
 cdef extern from "Python.h":
     int PyTraceMalloc_Track(unsigned int domain, size_t pointer, size_t n_bytes)
@@ -31,7 +40,6 @@ cdef extern from "Python.h":
 
 cdef enum:
     MOST_KEPT = 16             # blocks that wait for a new owner
-    MOST_BYTES_KEPT = 128 << 20
     TRACE_DOMAIN = 0x6c756369  # by which tracemalloc knows this memory, while an array owns it
 
 # The waiting blocks, oldest first. Touched with the GIL held.
@@ -39,6 +47,14 @@ cdef void* kept_blocks[MOST_KEPT]
 cdef size_t kept_bytes[MOST_KEPT]
 cdef int n_kept = 0
 cdef size_t total_kept = 0
+
+most_kept = MOST_KEPT
+most_bytes_kept = MOST_BYTES_KEPT
+
+
+def kept():
+    """Return how many blocks wait for a new owner, and their bytes."""
+    return n_kept, total_kept
 
 
 cdef void *take_block(int i) noexcept:
@@ -54,26 +70,39 @@ cdef void *take_block(int i) noexcept:
 
 
 cdef class Memory:
-    """A block of bytes with the buffer protocol; what it held when it is new is of no meaning."""
+    """A block of bytes with the buffer protocol; what it held when it is new is of no meaning.
+
+    Parameters
+    ----------
+    n_bytes : int
+    reuse : bool. Whether a block that waits will do, which may be an eighth larger. False for what lives long: it would
+        hold what is too much for as long, and nobody else could have the block.
+    """
 
     cdef void *block
     cdef size_t n_bytes     # asked for
     cdef size_t n_reserved
     cdef Py_ssize_t[1] shape
 
-    def __cinit__(self, size_t n_bytes):
+    def __cinit__(self, size_t n_bytes, bint reuse=True):
         cdef int i, best = -1
+        cdef size_t wanted = max(n_bytes, LEAST_BYTES)
         self.n_bytes = n_bytes
-        for i in range(n_kept - 1, -1, -1):  # the youngest that fits: it is the warmest
-            if n_bytes <= kept_bytes[i] and kept_bytes[i] // 2 <= n_bytes:
-                best = i
-                break
+        if reuse:
+            for i in range(n_kept - 1, -1, -1):  # the youngest that fits: it is the warmest
+                if wanted <= kept_bytes[i] and kept_bytes[i] - wanted <= wanted // 8:
+                    best = i
+                    break
         if best >= 0:
             self.n_reserved = kept_bytes[best]
             self.block = take_block(best)
         else:
-            self.n_reserved = max(n_bytes, <size_t> 64)
-            self.block = aligned_memory(self.n_reserved)
+            self.n_reserved = wanted
+            self.block = aligned_memory(wanted)
+            if self.block is NULL and n_kept > 0:
+                while n_kept > 0:  # what lies idle may be what is missing
+                    free(take_block(0))
+                self.block = aligned_memory(wanted)
             if self.block is NULL:
                 raise MemoryError(f"no memory for {n_bytes} bytes")
         PyTraceMalloc_Track(TRACE_DOMAIN, <size_t> self.block, n_bytes)

@@ -100,7 +100,7 @@ cdef inline void rows_by_panel(
     const float *a, Py_ssize_t a_stride, Py_ssize_t n_rows, const float *panel, Py_ssize_t k, float *c,
     Py_ssize_t c_stride, Py_ssize_t columns, bint add,
 ) noexcept nogil:
-    """c[n_rows, columns] = (add ? c : 0) + a . panel; columns beyond the panel are not its business."""
+    """c[n_rows, columns] = (add ? c : 0) + a . panel, columns rounded up to whole vectors, at most a panel: c must have them."""
     cdef Py_ssize_t t, i
     for t in range((n_rows + TILE_ROWS - 1) // TILE_ROWS):
         i = t * TILE_ROWS

@@ -78,6 +78,8 @@ def logit_sums(
     label_logits : (P,); written where the label is one of these words
     """
     cdef Py_ssize_t n_rows = logits.shape[0], n = logits.shape[1], n_blocks = sums.shape[1], p
+    if first_word % VOCABULARY_BLOCK != 0:
+        raise ValueError(f"logit_sums: first_word must be a multiple of {VOCABULARY_BLOCK}, not {first_word}")
     if n_rows == 0 or n == 0:
         return
     cdef const float *px = &logits[0, 0]

@@ -30,8 +30,8 @@ cdef inline vf exp_inside(vf x) noexcept nogil:
     p = fma(p, r, set1(1.6666665459e-1))
     p = fma(p, r, set1(5.0000001201e-1))
     p = fma(p, r * r, r) + set1(1)
-    # Times 2^n, which is made of n's bits; a product, so that a NaN stays one.
-    return p * as_float((as_bits(n) << 23) + as_bits(set1(1)))
+    # A product, so that a NaN stays one.
+    return p * power_of_2(n)
 
 
 cdef inline vf exp_vector(vf x) noexcept nogil:

@@ -170,7 +170,7 @@ cdef inline void finish_tile(
     int activation, float *c, Py_ssize_t c_stride, int rows, Py_ssize_t columns, const float *bias,
     const float *residual, Py_ssize_t residual_stride,
 ) noexcept nogil:
-    """`activation` is a literal at every call."""
+    """`activation` is a literal where it is NONE or GELU, the activations that BERT uses."""
     cdef Py_ssize_t n, j
     cdef int i
     cdef vf x, bias_j

@@ -35,6 +35,7 @@ cdef extern from *:
     /* aligned(4): rows of any width may be loaded; may_alias: buffers are plain float arrays. */
     typedef float vf __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
     typedef int32_t vi __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+    typedef uint32_t vu __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
     #define LUCID_INLINE static inline __attribute__((always_inline))
 
@@ -42,6 +43,8 @@ cdef extern from *:
     LUCID_INLINE void store(float *p, vf x) { *(vf *)p = x; }
     LUCID_INLINE vf as_float(vi x) { return (vf)x; }
     LUCID_INLINE vi as_bits(vf x) { return (vi)x; }
+    /* 2^n, made of the integers n in the low bits; unsigned, since lanes out of range wrap around before another value is chosen. */
+    LUCID_INLINE vf power_of_2(vf n) { return (vf)(((vu)n << 23) + 0x3f800000u); }
     LUCID_INLINE vf choose(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
     LUCID_INLINE vi less(vf a, vf b) { return a < b; }
 
@@ -125,6 +128,7 @@ cdef extern from *:
     vf minimum "min_"(vf a, vf b) noexcept nogil
     vf as_float(vi x) noexcept nogil
     vi as_bits(vf x) noexcept nogil
+    vf power_of_2(vf n) noexcept nogil
     vf choose(vi mask, vf yes, vf no) noexcept nogil
     vi less(vf a, vf b) noexcept nogil
     float fma1(float a, float b, float c) noexcept nogil

@@ -74,7 +74,7 @@ class Parameter(Tensor):
     def _values(self) -> np.ndarray[Any, Any]:
         if self._array is None:
             if self._packed is not None:
-                unpacked: np.ndarray[Any, Any] = self._packed.unpack()
+                unpacked: np.ndarray[Any, Any] = self._packed.unpack(is_lasting=True)
                 return unpacked
             self._array = self._initializer(self._shape)
         values: np.ndarray[Any, Any] = self._array
@@ -91,7 +91,7 @@ class Parameter(Tensor):
         """Return the weight (N, K) as the kernels read it, packed once per version."""
         with self._lock:
             if self._packed is None:
-                self._packed = PackedWeight.pack(self._values())
+                self._packed = PackedWeight.pack(self._values(), is_lasting=True)
                 self._array = self._view = None
             return self._packed
 

@@ -28,13 +28,17 @@ def _packed(weight: PackedWeight | Array) -> PackedWeight:
     return weight if isinstance(weight, PackedWeight) else PackedWeight.pack(weight)
 
 
-def _check_cross_entropy(x: Array, weight: PackedWeight | Array, bias: Array | None = None, *, labels: Array) -> None:
+def _check_cross_entropy(
+    x: Array, weight: PackedWeight | Array, bias: Array | None = None, *, labels: Array, has_d_weight: bool = True
+) -> None:
     _check_product("decoder_cross_entropy", x, weight, bias)
     want("decoder_cross_entropy", "labels", labels, np.int32, (x.shape[0],))
     want_ids("decoder_cross_entropy", "labels", labels, weight.shape[0])
 
 
-def _cross_entropy(x: Array, weight: PackedWeight | Array, bias: Array | None = None, *, labels: Array, keep: bool) -> tuple[Array, Any]:
+def _cross_entropy(
+    x: Array, weight: PackedWeight | Array, bias: Array | None = None, *, labels: Array, has_d_weight: bool = True, keep: bool
+) -> tuple[Array, Any]:
     losses = np.empty(x.shape[0], np.float32)
     lse = np.empty(x.shape[0], np.float32)
     kernels.decoder_cross_entropy_forward(
@@ -47,19 +51,19 @@ def _cross_entropy(x: Array, weight: PackedWeight | Array, bias: Array | None = 
         lse,
         get_num_threads(),
     )
-    return losses, (x, weight, bias, labels, lse) if keep else None
+    return losses, (x, weight, bias, labels, lse, has_d_weight) if keep else None
 
 
-# Words whose logits are made at once: a multiple of the blocks that a loss is joined of (384) and of the chains of a
+# Words whose logits are made at once, 4608: a multiple of the blocks that a loss is joined of and of the chains of a
 # product (256), so that no sum depends on it.
-_WORDS_AT_ONCE = 4608
+WORDS_AT_ONCE = 12 * kernels.vocabulary_block
 # Rows whose logits `decoder_loss` holds until it has made their gradients, a multiple of a chain as well: at most 125 MB for
 # BERT's 30,522 words, however many rows there are.
-_ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE = 1024
 
 
 def _word_blocks(n_words: int) -> list[slice]:
-    return [slice(begin, min(n_words, begin + _WORDS_AT_ONCE)) for begin in range(0, n_words, _WORDS_AT_ONCE)]
+    return [slice(begin, min(n_words, begin + WORDS_AT_ONCE)) for begin in range(0, n_words, WORDS_AT_ONCE)]
 
 
 def _spread(
@@ -75,11 +79,12 @@ def _spread(
 
 def _cross_entropy_backward(saved: tuple[Any, ...], d_losses: Array) -> tuple[Any, ...]:
     """With d = (softmax - onehot) * d_losses, a block of words at a time: d_x = d . W, d_W = dᵀ . x, d_b = sum_p d."""
-    x, weight, bias, labels, lse = saved
+    x, weight, bias, labels, lse, has_d_weight = saved
     want("decoder_cross_entropy", "d_losses", d_losses, np.float32, lse.shape)
     d_losses = np.ascontiguousarray(d_losses)
     row_major = weight.unpack() if isinstance(weight, PackedWeight) else weight
-    d_x, d_weight = empty(x.shape), empty(weight.shape)
+    d_x = empty(x.shape)
+    d_weight = empty(weight.shape) if has_d_weight and not isinstance(weight, PackedWeight) else None
     d_bias = None if bias is None else empty(bias.shape)
     for words in _word_blocks(weight.shape[0]):
         d = linear(x, weight, bias, columns=(words.start, words.stop))
@@ -88,7 +93,9 @@ def _cross_entropy_backward(saved: tuple[Any, ...], d_losses: Array) -> tuple[An
     return d_x, d_weight, d_bias
 
 
-def _check_loss(x: Array, weight: PackedWeight | Array, bias: Array | None = None, *, labels: Array, divisor: float) -> None:
+def _check_loss(
+    x: Array, weight: PackedWeight | Array, bias: Array | None = None, *, labels: Array, divisor: float, has_d_weight: bool = True
+) -> None:
     _check_product("decoder_loss", x, weight, bias)
     want("decoder_loss", "labels", labels, np.int32, (x.shape[0],))
     want_ids("decoder_loss", "labels", labels, weight.shape[0])
@@ -97,17 +104,24 @@ def _check_loss(x: Array, weight: PackedWeight | Array, bias: Array | None = Non
 
 
 def _loss(
-    x: Array, weight: PackedWeight | Array, bias: Array | None = None, *, labels: Array, divisor: float, keep: bool
+    x: Array,
+    weight: PackedWeight | Array,
+    bias: Array | None = None,
+    *,
+    labels: Array,
+    divisor: float,
+    has_d_weight: bool = True,
+    keep: bool,
 ) -> tuple[Array, Any]:
     if not keep:
         return total(decoder_cross_entropy(x, weight, bias, labels=labels), divisor=divisor), None
     labels = np.ascontiguousarray(labels)
     row_major = weight.unpack() if isinstance(weight, PackedWeight) else weight
     losses, d_x = np.empty(len(labels), np.float32), empty(x.shape)
-    d_weight = None if isinstance(weight, PackedWeight) else np.zeros(weight.shape, np.float32)  # panels are constants
+    d_weight = np.zeros(weight.shape, np.float32) if has_d_weight and not isinstance(weight, PackedWeight) else None
     d_bias = None if bias is None else np.zeros(bias.shape, np.float32)
-    for begin in range(0, len(labels), _ROWS_AT_ONCE):
-        rows = slice(begin, begin + _ROWS_AT_ONCE)
+    for begin in range(0, len(labels), ROWS_AT_ONCE):
+        rows = slice(begin, begin + ROWS_AT_ONCE)
         blocks, lse = _logits(x[rows], weight, bias, labels[rows], losses[rows])
         d_losses = np.full(len(lse), np.float32(1.0 / divisor))
         while blocks:
@@ -180,9 +194,10 @@ decoder_cross_entropy = Op("decoder_cross_entropy", _check_cross_entropy, cpu=Ke
 Parameters
 ----------
 x : array, float32, shape (P, C)
-weight : PackedWeight or array, float32, shape (V, C)
+weight : PackedWeight or array, float32, shape (V, C). A `PackedWeight` is a constant: it gets no gradient.
 bias : array, float32, shape (V,), optional
 labels : array, int32, shape (P,)
+has_d_weight : bool. False spares the gradient of the weight, a product and V * C numbers.
 
 Returns
 -------
@@ -206,6 +221,7 @@ weight : PackedWeight or array, float32, shape (V, C). A `PackedWeight` is a con
 bias : array, float32, shape (V,), optional
 labels : array, int32, shape (P,)
 divisor : float, > 0. P for the mean, 1 for the sum.
+has_d_weight : bool. False spares the gradient of the weight, a product and V * C numbers.
 
 Returns
 -------

@@ -38,11 +38,11 @@ class PackedWeight:
     shape: tuple[int, int]
 
     @classmethod
-    def pack(cls, weight: Array) -> PackedWeight:
-        """Pack a row-major float32 array (N, K)."""
+    def pack(cls, weight: Array, *, is_lasting: bool = False) -> PackedWeight:
+        """Pack a row-major float32 array (N, K); `is_lasting` as for `empty`."""
         want("pack", "weight", weight, np.float32, (None, None))
         n, k = weight.shape
-        panels = empty((-(-n // kernels.panel_width), k, kernels.panel_width))
+        panels = empty((-(-n // kernels.panel_width), k, kernels.panel_width), is_lasting=is_lasting)
         kernels.pack_rows(rows_contiguous(weight), panels, threads_for(weight.size))
         return cls("float32", panels, None, (n, k))
 
@@ -54,7 +54,7 @@ class PackedWeight:
         """
         n, k = shape
         width = kernels.panel_width
-        panels = empty((-(-n // width), k, width))
+        panels = empty((-(-n // width), k, width), is_lasting=True)
         n_panels = max(1, _BYTES_READ_AT_ONCE // (4 * k * width))
         block = empty((min(n_panels * width, n), k))
         for first in range(0, len(panels), n_panels):
@@ -68,9 +68,9 @@ class PackedWeight:
         width = self.panels.shape[2]
         return np.ascontiguousarray(self.panels[index // width, :, index % width])
 
-    def unpack(self) -> Array:
-        """Return the row-major array (N, K)."""
-        weight = empty(self.shape)
+    def unpack(self, *, is_lasting: bool = False) -> Array:
+        """Return the row-major array (N, K); `is_lasting` as for `empty`."""
+        weight = empty(self.shape, is_lasting=is_lasting)
         kernels.unpack_rows(self.panels, weight, threads_for(weight.size))
         return weight
 

@@ -26,7 +26,9 @@ class Kernel:
     forward : ``(*arrays, keep, **params) -> (out, saved)``. Without `keep` nothing is saved.
     backward : ``(saved, d_out) -> gradients``, one per array, None for one without; or None where no gradient
         is defined
-    is_fresh : whether the arrays that backward returns are new and nobody else's, so that others may be added into them
+    is_fresh : whether the arrays that backward returns are new and nobody else's: none shares memory with another, with an
+        input or with d_out. Then one becomes a leaf's `grad` as it is, and what comes later is added into it in place: a
+        tied word table has no second copy of its gradient. Where it is not promised, the first addition makes a copy.
     """
 
     forward: Callable[..., tuple[Any, Any]]
@@ -149,12 +151,15 @@ def aligned(value: Any) -> Any:
     return value.copy() if isinstance(value, np.ndarray) and not value.flags.aligned else value
 
 
-def empty(shape: tuple[int, ...]) -> Array:
-    """Return a float32 array on the CPU whose values are not set: aligned to cache lines, its memory used before if it can be."""
+def empty(shape: tuple[int, ...], *, is_lasting: bool = False) -> Array:
+    """Return a float32 array on the CPU whose values are not set: aligned to cache lines, its memory used before if it can be.
+
+    With `is_lasting`, for what outlives a call, its memory is fresh and of the exact size.
+    """
     size = math.prod(shape)
     if size == 0:
         return np.empty(shape, np.float32)
-    return np.frombuffer(Memory(4 * size), np.float32).reshape(shape)  # type: ignore[call-overload]
+    return np.frombuffer(Memory(4 * size, reuse=not is_lasting), np.float32).reshape(shape)  # type: ignore[call-overload]
 
 
 def rows_contiguous(array: Array) -> Array:

@@ -716,6 +716,22 @@ def test_frozen_parameters_get_none_and_change_no_other() -> None:
     assert model.get_loss(**batch).node is None
 
 
+def test_the_loss_makes_no_gradient_of_a_frozen_word_table() -> None:
+    """It is the largest array of a step, made in forward already."""
+    model, batch = _model_and_batch()
+    table = model.cls.predictions.decoder.weight
+
+    def gradients_held() -> int:
+        return sum(g is not None and g.shape == table.shape for g in model.get_loss(**batch).node.saved)
+
+    assert gradients_held() == 1
+    table.requires_grad = False
+    assert gradients_held() == 0
+    losses = model.get_loss(**batch, reduction=None)
+    losses.backward(np.ones(losses.shape, np.float32))
+    assert table.grad is None and model.cls.predictions.decoder.bias.grad.any()
+
+
 @pytest.mark.parametrize("sizes", [(1, 3), (2, 2), (1, 1, 1, 1)])
 def test_micro_batches_weighted_by_labels_make_the_whole_step(sizes: tuple[int, ...]) -> None:
     """The mean over the labels of the step, not the mean of means: their counts differ."""

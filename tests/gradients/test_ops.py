@@ -75,8 +75,8 @@ def test_gradients_are_those_of_the_reference(case: Case, rng: np.random.Generat
     got, want = gradients(case.op, call, d_out), case.reference(call)[1](d_out)
     bounds = case.bound(d_out, *call.arrays.values(), **call.params)
     for name, g, w, bound in zip(call.arrays, got, want, bounds, strict=False):
-        if call.arrays[name] is None:
-            assert g is None, f"{name} was not given, and has a gradient"
+        if call.arrays[name] is None or (case.op is decoder_cross_entropy and name == call.packed):
+            assert g is None, f"{name} was not given or is a constant, and has a gradient"
             continue
         assert_within(g, w, bound, name)
         # Together, where roundings cancel, it is far better than the bounds, which could hide a wrong one.
@@ -133,6 +133,27 @@ def test_a_strided_gradient_gives_the_same_bits(case: Case, rng: np.random.Gener
     want = [g is None or g.tobytes() for g in gradients(case.op, call, d_out)]
     assert [g is None or g.tobytes() for g in gradients(case.op, call, strided)] == want
     assert [g is None or g.tobytes() for g in gradients(case.op, call, fortran)] == want
+
+
+@pytest.mark.parametrize("case", [case for case in SMALL_CASES if case.op.cpu.is_fresh], ids=str)
+@pytest.mark.parametrize("is_one", [False, True])
+def test_gradients_that_are_called_fresh_are_nobody_elses(case: Case, is_one: bool, rng: np.random.Generator) -> None:
+    """A leaf adds others into them in place: that may change no other gradient, no input and no d_out."""
+    call = case.build(rng)
+    others: list[Array] = []
+    call.map(lambda array: others.append(array) or array)  # type: ignore[func-returns-value]
+    d_out = np.ones_like(d_out_of(case, call, rng)) if is_one else d_out_of(case, call, rng)
+    out, saved = call.run(case.op)
+    found = case.op.cpu.backward(saved, d_out)  # type: ignore[misc]
+    fresh = [g.values if isinstance(g, RowsGradient) else g for g in found if g is not None]
+    assert fresh
+    for i, gradient in enumerate(fresh):
+        assert gradient.flags.writeable
+        assert not any(np.shares_memory(gradient, other) for other in (*fresh[:i], *others, d_out, out))
+
+
+def test_some_gradients_are_called_fresh() -> None:
+    assert decoder_loss.cpu.is_fresh
 
 
 @EVERY_OP
@@ -230,15 +251,20 @@ def test_the_decoder_gives_the_gradients_of_linear_and_cross_entropy(n_rows: int
         assert relative(d_bias, want[2]) < 1e-7
 
 
-def test_the_loss_takes_panels_for_a_constant(rng: np.random.Generator) -> None:
-    x, weight, labels = normal(rng, 37, 26), normal(rng, 5000, 26), rng.integers(0, 5000, 37).astype(np.int32)
+@pytest.mark.parametrize("op", [decoder_loss, decoder_cross_entropy], ids=lambda op: op.name)
+def test_the_decoder_makes_no_gradient_of_a_constant_weight(op: Op, rng: np.random.Generator) -> None:
+    """Of panels, and of a weight whose gradient is not wanted; the other gradients have the same bits."""
+    x, weight, bias, labels = normal(rng, 37, 26), normal(rng, 5000, 26), normal(rng, 5000), rng.integers(0, 5000, 37).astype(np.int32)
+    params: dict[str, Any] = {"labels": labels, **({"divisor": 2} if op is decoder_loss else {})}
     found = []
-    for held in (weight, PackedWeight.pack(weight)):
-        loss, saved = decoder_loss.run(x, held, labels=labels, divisor=2, keep=True)
-        found.append((loss, *decoder_loss.cpu.backward(saved, np.full((), 3, np.float32))))  # type: ignore[misc]
-    assert np.array_equal(found[0][0], found[1][0])
-    assert np.array_equal(found[0][1], found[1][1])
-    assert found[0][2].any() and found[1][2] is None
+    for held, more in ((weight, {}), (PackedWeight.pack(weight), {}), (weight, {"has_d_weight": False})):
+        out, saved = op.run(x, held, bias, **params, **more, keep=True)
+        found.append((out, *op.cpu.backward(saved, np.full(out.shape, 3, np.float32))))  # type: ignore[misc]
+    (want, want_d_x, d_weight, want_d_bias), *constant = found
+    assert d_weight.any()
+    for out, d_x, none, d_bias in constant:
+        assert none is None
+        assert np.array_equal(out, want) and np.array_equal(d_x, want_d_x) and np.array_equal(d_bias, want_d_bias)
 
 
 @pytest.mark.parametrize("keep", [False, True])

@@ -1,5 +1,6 @@
 """Cross-entropy beyond the case table: bits of a row, labels that do not count, logits that are hard."""
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -71,3 +72,12 @@ def test_a_nan_among_the_logits_makes_the_loss_nan(at: int, bits: int, rng: np.r
     logits = normal(rng, 3, 800)
     logits[1].view(np.uint32)[at] = bits
     assert np.isnan(cross_entropy(logits, labels=np.array([5, 5, 5], np.int32))).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("first_word", [1, 383, 385, -1])
+def test_sums_of_words_begin_where_a_block_does(first_word: int, kernels: ModuleType, rng: np.random.Generator) -> None:
+    """Between, they would go to another block's place."""
+    sums, label_logits = np.zeros((4, 5, 2), np.float32), np.zeros(4, np.float32)
+    with pytest.raises(ValueError, match=rf"first_word must be a multiple of 384, not {first_word}"):
+        kernels.logit_sums(normal(rng, 4, 31), np.zeros(4, np.int32), first_word, sums, label_logits, 1)
+    assert not sums.any() and not label_logits.any()

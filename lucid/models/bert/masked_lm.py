@@ -179,11 +179,13 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
     def loss_of(self, batch: PackedBatch, rows: TokenRows, labels: Any, reduction: str) -> Tensor:
         """Return the mean or the sum of the cross-entropy of `rows`, for int32 labels (P,)."""
         divisor = max(1, len(labels)) if reduction == "mean" else 1
-        return apply(decoder_loss, self._transformed(batch, rows), *self._decoder(), labels=labels, divisor=divisor)  # type: ignore[no-any-return]
+        x, has_d_weight = self._transformed(batch, rows), self.cls.predictions.decoder.weight.requires_grad
+        return apply(decoder_loss, x, *self._decoder(), labels=labels, divisor=divisor, has_d_weight=has_d_weight)  # type: ignore[no-any-return]
 
     def losses_of(self, batch: PackedBatch, rows: TokenRows, labels: Any) -> Tensor:
         """Return the cross-entropy of each of `rows`, (P,), for int32 labels (P,)."""
-        return apply(decoder_cross_entropy, self._transformed(batch, rows), *self._decoder(), labels=labels)  # type: ignore[no-any-return]
+        x, has_d_weight = self._transformed(batch, rows), self.cls.predictions.decoder.weight.requires_grad
+        return apply(decoder_cross_entropy, x, *self._decoder(), labels=labels, has_d_weight=has_d_weight)  # type: ignore[no-any-return]
 
     def _decoder(self) -> tuple[Any, Any]:
         decoder = self.cls.predictions.decoder
