@@ -17,7 +17,6 @@ from benchmarks.workloads import P_LABEL
 
 P_DROP = 0.1
 LEARNING_RATE, MAX_NORM = 1e-5, 1.0
-MOST_ROWS, MOST_WORDS = 1024, 4608  # lucid/ops/decoder.py
 MB = 1e6
 PARTS = ("forward", "backward", "update")
 
@@ -93,6 +92,8 @@ def timed_step(side: TrainingStep, clock: Clock) -> tuple[dict[str, float], dict
 
 def table(batch: int, length: int, layers: int, is_recomputed: bool) -> list[tuple[str, str, float]]:
     """Return (what, when it is there, MB) for lucid's step of a model as wide as BERT-base, from sizes alone."""
+    from lucid.ops.decoder import ROWS_AT_ONCE, WORDS_AT_ONCE
+
     from lucid.models import BERTConfig
 
     config = BERTConfig.sized(layers, 768)
@@ -132,8 +133,8 @@ def table(batch: int, length: int, layers: int, is_recomputed: bool) -> list[tup
         ("of these, a layer's", "backward to update", per_layer),
         ("gradients of a layer's activations", "within backward of that layer", 2 * t * f + 3 * t * c),
         ("a weight in panels", "within one product, forward and backward", c * f),
-        (f"logits of labelled tokens, at most {MOST_ROWS}", "within the loss", min(p, MOST_ROWS) * v),
-        (f"{MOST_WORDS} words in panels", "within the loss", MOST_WORDS * c),
+        (f"logits of labelled tokens, at most {ROWS_AT_ONCE}", "within the loss", min(p, ROWS_AT_ONCE) * v),
+        (f"{WORDS_AT_ONCE} words in panels", "within the loss", WORDS_AT_ONCE * c),
     ]
     return [(what, when, 4 * size / MB) for what, when, size in rows]
 
