@@ -92,9 +92,8 @@ def timed_step(side: TrainingStep, clock: Clock) -> tuple[dict[str, float], dict
 
 def table(batch: int, length: int, layers: int, is_recomputed: bool) -> list[tuple[str, str, float]]:
     """Return (what, when it is there, MB) for lucid's step of a model as wide as BERT-base, from sizes alone."""
-    from lucid.ops.decoder import ROWS_AT_ONCE, WORDS_AT_ONCE
-
     from lucid.models import BERTConfig
+    from lucid.ops.decoder import ROWS_AT_ONCE, WORDS_AT_ONCE
 
     config = BERTConfig.sized(layers, 768)
     c, f, v, h = config.hidden_size, config.intermediate_size, config.vocab_size, config.num_attention_heads
