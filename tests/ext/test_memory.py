@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -287,3 +288,15 @@ memoryview(Memory(30 * MIB))[:] = bytes(30 * MIB)
 def test_blocks_that_wait_are_given_back_before_memory_is_said_to_be_out() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_MEMORY], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_tracemalloc_counts_arrays_and_not_what_waits() -> None:
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        array = empty((1000, 500))
+        assert 2_000_000 <= tracemalloc.get_traced_memory()[0] - before < 4_100_000
+        del array
+        assert tracemalloc.get_traced_memory()[0] - before < 10_000
+    finally:
+        tracemalloc.stop()
