@@ -7,7 +7,7 @@ import numpy as np
 from lucid._ext import kernels
 from lucid.ops.linear import PackedWeight, column_sum, linear, product, want_weight
 from lucid.ops.op import Array, Kernel, Op, empty, want, want_ids
-from lucid.ops.total import total
+from lucid.ops.total import total, want_divisor
 from lucid.threads import get_num_threads, threads_for
 
 # Above this, keeping candidates sorted by insertion costs more than sorting whole rows of logits.
@@ -99,8 +99,7 @@ def _check_loss(
     _check_product("decoder_loss", x, weight, bias)
     want("decoder_loss", "labels", labels, np.int32, (x.shape[0],))
     want_ids("decoder_loss", "labels", labels, weight.shape[0])
-    if not divisor > 0:
-        raise ValueError(f"decoder_loss: divisor must be positive, not {divisor}")
+    want_divisor("decoder_loss", divisor)
 
 
 def _loss(
@@ -220,7 +219,7 @@ x : array, float32, shape (P, C)
 weight : PackedWeight or array, float32, shape (V, C). A `PackedWeight` is a constant: it gets no gradient.
 bias : array, float32, shape (V,), optional
 labels : array, int32, shape (P,)
-divisor : float, > 0. P for the mean, 1 for the sum.
+divisor : float, >= 1. P for the mean, 1 for the sum.
 has_d_weight : bool. False spares the gradient of the weight, a product and V * C numbers.
 
 Returns
@@ -232,7 +231,7 @@ Raises
 IndexError
     A label lies outside [0, V).
 TypeError, ValueError
-    Dtypes or shapes do not agree, or `divisor` is not positive.
+    Dtypes or shapes do not agree, or `divisor` is smaller than 1.
 
 Notes
 -----

@@ -7,10 +7,15 @@ import numpy as np
 from lucid.ops.op import Array, Kernel, Op, want
 
 
+def want_divisor(op: str, divisor: float) -> None:
+    """Raise ValueError unless `divisor` is a number of rows, or larger: by less, sums may overflow."""
+    if not divisor >= 1:
+        raise ValueError(f"{op}: divisor must be at least 1, not {divisor}")
+
+
 def _check_total(x: Array, *, divisor: float) -> None:
     want("total", "x", x, np.float32, (None,))
-    if not divisor > 0:
-        raise ValueError(f"total: divisor must be positive, not {divisor}")
+    want_divisor("total", divisor)
 
 
 def _total(x: Array, *, divisor: float, keep: bool) -> tuple[Array, Any]:
