@@ -11,10 +11,12 @@
 typedef float vec __attribute__((vector_size(WIDTH)));
 enum { LANES = WIDTH / 4, CHAINS = 12, REPEATS = 5 };
 
-/* Processor time: the threads do the same work, so it is what the wall clock would show on a machine without other work. */
-static double seconds_of_all(void) {
+/* Processor time of a thread once it has `result`. That of the slowest is what the wall clock would show on a machine without other work. */
+static double seconds_of_thread(float result) {
+    volatile float needed = result; /* or the clock may be read before the work is done */
+    (void)needed;
     struct timespec t;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
     return t.tv_sec + 1e-9 * t.tv_nsec;
 }
 
@@ -24,21 +26,24 @@ static double fma_rate(void) {
         const long n = 8000000;
         int threads = 1;
         volatile float sink = 0;
-        double begin = seconds_of_all();
-        #pragma omp parallel
+        double seconds = 0;
+        #pragma omp parallel reduction(max: seconds)
         {
+            double begin = seconds_of_thread(0);
             vec a[CHAINS], x, y;
-            for (int j = 0; j < LANES; j++) { x[j] = 0.9999f; y[j] = 0.0001f; }
-            for (int i = 0; i < CHAINS; i++) a[i] = x * (float)i;
+            /* No two chains and no two lanes alike, or the compiler works some of them once for all. */
+            for (int j = 0; j < LANES; j++) { x[j] = 0.9999f; y[j] = 0.0001f * (float)(j + 1); }
+            for (int i = 0; i < CHAINS; i++) a[i] = x * (float)(i + 1);
             for (long k = 0; k < n; k++)
                 #pragma GCC unroll 12
                 for (int i = 0; i < CHAINS; i++) a[i] = a[i] * x + y;
             float sum = 0;
             for (int i = 0; i < CHAINS; i++) sum += a[i][0];
+            seconds = seconds_of_thread(sum) - begin;
             #pragma omp critical
             { sink += sum; threads = omp_get_num_threads(); }
         }
-        double rate = 2.0 * CHAINS * LANES * n * threads * threads / (seconds_of_all() - begin) / 1e9;
+        double rate = 2.0 * CHAINS * LANES * n * threads / seconds / 1e9;
         if (rate > best) best = rate;
     }
     return best;
@@ -66,15 +71,17 @@ static double read_rate(size_t n) {
         volatile float sink = 0;
         size_t part = 1;
         int threads = 1;
-        double begin = seconds_of_all();
-        #pragma omp parallel
+        double seconds = 0;
+        #pragma omp parallel reduction(max: seconds)
         {
+            double begin = seconds_of_thread(0);
             size_t own = n / omp_get_num_threads() & ~(size_t)4095;
             float sum = sum_of(memory + own * omp_get_thread_num(), own, ahead[repeat % 3]);
+            seconds = seconds_of_thread(sum) - begin;
             #pragma omp critical
             { sink += sum; part = own; threads = omp_get_num_threads(); }
         }
-        double rate = (double)part * threads * threads / (seconds_of_all() - begin) / 1e9;
+        double rate = (double)part * threads / seconds / 1e9;
         if (rate > best) best = rate;
     }
     free(memory);
