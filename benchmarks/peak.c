@@ -11,25 +11,23 @@
 typedef float vec __attribute__((vector_size(WIDTH)));
 enum { LANES = WIDTH / 4, CHAINS = 12, REPEATS = 5 };
 
-/* Processor time of a thread once it has `result`. That of the slowest is what the wall clock would show on a machine without other work. */
-static double seconds_of_thread(float result) {
-    volatile float needed = result; /* or the clock may be read before the work is done */
-    (void)needed;
+static double seconds(clockid_t clock) {
     struct timespec t;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    clock_gettime(clock, &t);
     return t.tv_sec + 1e-9 * t.tv_nsec;
 }
 
+/* Processor time of the slowest thread: what the wall clock would show on a machine without other work. */
 static double fma_rate(void) {
     double best = 0;
     for (int repeat = 0; repeat < REPEATS; repeat++) {
         const long n = 8000000;
         int threads = 1;
         volatile float sink = 0;
-        double seconds = 0;
-        #pragma omp parallel reduction(max: seconds)
+        double longest = 0;
+        #pragma omp parallel reduction(max: longest)
         {
-            double begin = seconds_of_thread(0);
+            double begin = seconds(CLOCK_THREAD_CPUTIME_ID);
             vec a[CHAINS], x, y;
             /* No two chains and no two lanes alike, or the compiler works some of them once for all. */
             for (int j = 0; j < LANES; j++) { x[j] = 0.9999f; y[j] = 0.0001f * (float)(j + 1); }
@@ -37,13 +35,13 @@ static double fma_rate(void) {
             for (long k = 0; k < n; k++)
                 #pragma GCC unroll 12
                 for (int i = 0; i < CHAINS; i++) a[i] = a[i] * x + y;
-            float sum = 0;
+            volatile float sum = 0; /* or the clock may be read before the work is done */
             for (int i = 0; i < CHAINS; i++) sum += a[i][0];
-            seconds = seconds_of_thread(sum) - begin;
+            longest = seconds(CLOCK_THREAD_CPUTIME_ID) - begin;
             #pragma omp critical
             { sink += sum; threads = omp_get_num_threads(); }
         }
-        double rate = 2.0 * CHAINS * LANES * n * threads / seconds / 1e9;
+        double rate = 2.0 * CHAINS * LANES * n * threads / longest / 1e9;
         if (rate > best) best = rate;
     }
     return best;
@@ -59,6 +57,7 @@ static float sum_of(const char *p, size_t n, size_t ahead) {
     return s[0][0] + s[1][0] + s[2][0] + s[3][0];
 }
 
+/* By the wall clock: threads that take turns would each have the memory to themselves. */
 static double read_rate(size_t n) {
     double best = 0;
     const size_t ahead[] = {1024, 4096, 16384}, spare = 1 << 20;
@@ -71,17 +70,15 @@ static double read_rate(size_t n) {
         volatile float sink = 0;
         size_t part = 1;
         int threads = 1;
-        double seconds = 0;
-        #pragma omp parallel reduction(max: seconds)
+        double begin = seconds(CLOCK_MONOTONIC);
+        #pragma omp parallel
         {
-            double begin = seconds_of_thread(0);
             size_t own = n / omp_get_num_threads() & ~(size_t)4095;
             float sum = sum_of(memory + own * omp_get_thread_num(), own, ahead[repeat % 3]);
-            seconds = seconds_of_thread(sum) - begin;
             #pragma omp critical
             { sink += sum; part = own; threads = omp_get_num_threads(); }
         }
-        double rate = (double)part * threads / seconds / 1e9;
+        double rate = (double)part * threads / (seconds(CLOCK_MONOTONIC) - begin) / 1e9;
         if (rate > best) best = rate;
     }
     free(memory);
