@@ -21,8 +21,9 @@ from typing import Any, Self
 from benchmarks.peers import Setting
 
 ROOT = Path(__file__).resolve().parent.parent
-# The environment may name a BLAS kernel for another machine; numpy and others are to pick their own.
-_FORGOTTEN = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+# The environment may name a BLAS kernel for another machine; numpy and others are to pick their own. And an installed package
+# has its bytecode, so the sources here are to keep theirs.
+_FORGOTTEN = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "PYTHONDONTWRITEBYTECODE")
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
