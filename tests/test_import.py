@@ -1,10 +1,15 @@
 """`import lucid` leaves the process as it was."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from lucid._ext import has_openmp
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,3 +53,16 @@ def test_sources_without_kernels_say_so(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "the kernels are not built: run `pip install -e .` there, or start Python in another folder" in done.stderr
+
+
+@pytest.mark.skipif(not has_openmp or sys.platform != "linux", reason="built without OpenMP, or not with GCC's")
+@pytest.mark.parametrize(("said", "found"), [({}, "3000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "active"}, None)])
+def test_waiting_threads_soon_sleep(said: dict[str, str], found: str | None) -> None:
+    """libgomp prints what it has read."""
+    spoken = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+    environment = {name: value for name, value in os.environ.items() if name not in spoken} | said | {"OMP_DISPLAY_ENV": "verbose"}
+    done = subprocess.run([sys.executable, "-c", "import lucid.models"], env=environment, capture_output=True, text=True, timeout=60)
+    count = re.search(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
+    if count is None:
+        pytest.skip("this OpenMP is not GCC's")
+    assert count[1] == found if found else count[1] != "3000"
