@@ -25,19 +25,18 @@ def forward(
     dropout: Any = None,
     keep: bool,
 ) -> tuple[Array, Any]:
-    """As the kernel of `lucid.ops.attention` on the CPU; also for float16 and bfloat16, the log-sum-exp being float32."""
+    """Do what `lucid.ops.attention` says. Starts are NumPy arrays: the grid is made from them."""
     q, k, v = split(queries, keys_values)
     out = runtime.empty(q.shape, queries.dtype)
     lse = runtime.empty((q.shape[0], n_heads)) if keep else None
-    key_starts = runtime.on_host(key_starts)
-    query_starts = key_starts if query_starts is None else runtime.on_host(query_starts)
+    query_starts = key_starts if query_starts is None else query_starts
     scale = 1.0 / np.sqrt(max(1, q.shape[1] // n_heads))
     attention_forward(q, k, v, query_starts, key_starts, n_heads, scale, out, lse, *_dropout_arguments(dropout))
     return out, (queries, keys_values, query_starts, key_starts, n_heads, lse, out, dropout) if keep else None
 
 
 def backward(saved: tuple[Any, ...], d_out: Array) -> tuple[Array, ...]:
-    """As the kernel of `lucid.ops.attention` on the CPU."""
+    """Return the gradients of the arrays of `forward`."""
     queries, keys_values, query_starts, key_starts, n_heads, lse, out, dropout = saved
     q, k, v = split(queries, keys_values)
     d_queries = runtime.empty(queries.shape, queries.dtype)
@@ -92,7 +91,7 @@ def attention_forward(
     stream: int,
     p_drop: float,
 ) -> None:
-    """As `lucid._ext.kernels.attention_forward`. Starts are NumPy arrays: the blocks of the grid are made from them."""
+    """As `lucid._ext.kernels.attention_forward`; `lse` is float32 for every type."""
     width = out.shape[1] // n_heads
     if out.size == 0:
         return
