@@ -4,13 +4,12 @@
 //
 // A block has one tile of queries (or keys) of one head of one sequence, and SLICE columns of the result. Tiles are counted
 // from the sequence's start and its sums run in one order, so neither the batch nor the grid can change a result.
-#include "pair_dropout.cuh"
+#include "attention.cuh"
 
 // KERNEL attention_forward<T>
 // KERNEL attention_backward_queries<T>
 // KERNEL attention_backward_keys<T>
 
-constexpr int TILE = 64;         // queries, and keys, of a block
 constexpr int SLICE = 64;        // columns of the result
 constexpr int CHUNK = 32;        // columns of two tiles in shared memory for their product
 constexpr int THREADS = 256;     // 16 x 16, each with 4 x 4 of a tile
@@ -20,47 +19,22 @@ template <typename T>
 struct Attention {
   const T *q, *k, *v;
   int64_t q_stride, k_stride, v_stride;  // in numbers
-  const int *query_starts, *key_starts;
-  const int* tiles;                      // [n, 2]: a sequence, and the first of its rows in a tile
   int n_heads, width;
   float scale;
   PairDropout drop;
 };
 
 #define ATTENTION_ARGUMENTS                                                                                                \
-  const T *q, int64_t q_stride, const T *k, int64_t k_stride, const T *v, int64_t v_stride, const int *query_starts,     \
-      const int *key_starts, const int *tiles, int n_heads, int width, float scale, const int *query_columns,            \
+  const int *tiles, const T *q, int64_t q_stride, const T *k, int64_t k_stride, const T *v, int64_t v_stride,               \
+      const int *query_starts, const int *key_starts, int n_heads, int width, float scale, const int *query_columns,        \
       const int *key_columns, const int *examples, uint64_t key, uint32_t stream, uint32_t threshold, float keep_scale
 
 #define ATTENTION                                                                                              \
   {                                                                                                            \
-    q, k, v, q_stride, k_stride, v_stride, query_starts, key_starts, tiles, n_heads, width, scale, {           \
+    q, k, v, q_stride, k_stride, v_stride, n_heads, width, scale, {                                            \
       query_columns, key_columns, examples, key, stream, threshold, keep_scale                                 \
     }                                                                                                          \
   }
-
-// A tile of queries or keys, and all of its sequence on the other side.
-struct Place {
-  int sequence, head, slice;
-  int first, n_rows;             // the block's own rows
-  int query_begin, query_end, key_begin, key_end;
-};
-
-template <typename T>
-__device__ Place place_of(const Attention<T>& call, const int* own_starts) {
-  Place at;
-  at.head = blockIdx.x % call.n_heads;
-  at.slice = blockIdx.y * SLICE;
-  const int tile = blockIdx.x / call.n_heads;
-  at.sequence = call.tiles[2 * tile];
-  at.first = call.tiles[2 * tile + 1];
-  at.n_rows = min(TILE, own_starts[at.sequence + 1] - at.first);
-  at.query_begin = call.query_starts[at.sequence];
-  at.query_end = call.query_starts[at.sequence + 1];
-  at.key_begin = call.key_starts[at.sequence];
-  at.key_end = call.key_starts[at.sequence + 1];
-  return at;
-}
 
 // Products of tiles. Thread (y, x) has rows 4 y to 4 y + 3 and columns 4 x to 4 x + 3.
 
@@ -166,12 +140,12 @@ __global__ void __launch_bounds__(THREADS) attention_forward(ATTENTION_ARGUMENTS
   const Attention<T> call = ATTENTION;
   __shared__ __align__(16) float staged[2 * CHUNK * PITCH];
   __shared__ __align__(16) float weights[TILE * PITCH];
-  const Place at = place_of(call, call.query_starts);
-  const int column = at.head * width, slice_width = min(SLICE, width - at.slice);
+  const Place at = place_of(tiles, n_heads, query_starts, query_starts, key_starts);
+  const int column = at.head * width, slice = blockIdx.y * SLICE, slice_width = min(SLICE, width - slice);
   float o[4][4] = {}, m[4], l[4] = {};
   for (int i = 0; i < 4; ++i) m[i] = -INFINITY;
-  for (int first = at.key_begin; first < at.key_end; first += TILE) {
-    const int n_keys = min(TILE, at.key_end - first);
+  for (int first = at.key_begin; first < at.key_begin + at.n_keys; first += TILE) {
+    const int n_keys = min(TILE, at.key_begin + at.n_keys - first);
     float p[4][4];
     row_products(p, q + at.first * q_stride + column, q_stride, at.n_rows, k + first * k_stride + column, k_stride, n_keys, width, staged);
 #pragma unroll
@@ -200,18 +174,18 @@ __global__ void __launch_bounds__(THREADS) attention_forward(ATTENTION_ARGUMENTS
         for (int j = 0; j < 4; ++j) p[i][j] *= keep[j];
       }
     }
-    add_weighted_rows<true>(o, p, v + first * v_stride + column + at.slice, v_stride, n_keys, slice_width, weights, staged);
+    add_weighted_rows<true>(o, p, v + first * v_stride + column + slice, v_stride, n_keys, slice_width, weights, staged);
   }
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const float sum = row_sum(l[i]);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) o[i][j] /= sum;
+    for (int j = 0; j < 4; ++j) o[i][j] *= 1 / sum;
     if (lse && blockIdx.y == 0 && threadIdx.x % 16 == 0 && row_of_thread() + i < at.n_rows)
       lse[(at.first + row_of_thread() + i) * int64_t(n_heads) + at.head] = m[i] + logf(sum);
   }
   const int64_t stride = int64_t(n_heads) * width;
-  store_slice(out + at.first * stride + column + at.slice, stride, o, at.n_rows, slice_width);
+  store_slice(out + at.first * stride + column + slice, stride, o, at.n_rows, slice_width);
 }
 
 // Backward (Dao et al. 2022, algorithm 4): with the log-sum-exp rows saved by forward
@@ -259,11 +233,11 @@ __global__ void __launch_bounds__(THREADS) attention_backward_queries(
   const Attention<T> call = ATTENTION;
   __shared__ __align__(16) float staged[2 * CHUNK * PITCH];
   __shared__ __align__(16) float weights[TILE * PITCH];
-  const Place at = place_of(call, call.query_starts);
-  const int column = at.head * width + at.slice, slice_width = min(SLICE, width - at.slice);
+  const Place at = place_of(tiles, n_heads, query_starts, query_starts, key_starts);
+  const int slice = blockIdx.y * SLICE, column = at.head * width + slice, slice_width = min(SLICE, width - slice);
   float p[4][4], kept[4][4], d_p[4][4], sum[4] = {}, row_delta[4] = {}, dq[4][4] = {};
-  for (int first = at.key_begin; first < at.key_end; first += TILE) {
-    probabilities(p, kept, d_p, call, lse, d_out, at, at.first, at.n_rows, first, min(TILE, at.key_end - first), staged);
+  for (int first = at.key_begin; first < at.key_begin + at.n_keys; first += TILE) {
+    probabilities(p, kept, d_p, call, lse, d_out, at, at.first, at.n_rows, first, min(TILE, at.key_begin + at.n_keys - first), staged);
 #pragma unroll
     for (int i = 0; i < 4; ++i)
 #pragma unroll
@@ -277,8 +251,8 @@ __global__ void __launch_bounds__(THREADS) attention_backward_queries(
     if (blockIdx.y == 0 && threadIdx.x % 16 == 0 && row_of_thread() + i < at.n_rows)
       delta[(at.first + row_of_thread() + i) * int64_t(n_heads) + at.head] = row_delta[i];
   }
-  for (int first = at.key_begin; first < at.key_end; first += TILE) {
-    const int n_keys = min(TILE, at.key_end - first);
+  for (int first = at.key_begin; first < at.key_begin + at.n_keys; first += TILE) {
+    const int n_keys = min(TILE, at.key_begin + at.n_keys - first);
     probabilities(p, kept, d_p, call, lse, d_out, at, at.first, at.n_rows, first, n_keys, staged);
 #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -295,12 +269,12 @@ __global__ void __launch_bounds__(THREADS) attention_backward_keys(
   const Attention<T> call = ATTENTION;
   __shared__ __align__(16) float staged[2 * CHUNK * PITCH];
   __shared__ __align__(16) float weights[TILE * PITCH];
-  const Place at = place_of(call, call.key_starts);
-  const int column = at.head * width + at.slice, slice_width = min(SLICE, width - at.slice);
+  const Place at = place_of(tiles, n_heads, key_starts, query_starts, key_starts);
+  const int slice = blockIdx.y * SLICE, column = at.head * width + slice, slice_width = min(SLICE, width - slice);
   const int64_t stride = int64_t(n_heads) * width;
   float p[4][4], kept[4][4], d_p[4][4], dk[4][4] = {}, dv[4][4] = {};
-  for (int first = at.query_begin; first < at.query_end; first += TILE) {
-    const int n_queries = min(TILE, at.query_end - first);
+  for (int first = at.query_begin; first < at.query_begin + at.n_queries; first += TILE) {
+    const int n_queries = min(TILE, at.query_begin + at.n_queries - first);
     probabilities(p, kept, d_p, call, lse, d_out, at, first, n_queries, at.first, at.n_rows, staged);
     add_weighted_rows<false>(dv, kept, d_out + first * stride + column, stride, n_queries, slice_width, weights, staged);
 #pragma unroll

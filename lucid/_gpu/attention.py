@@ -1,5 +1,6 @@
 """Attention on the GPU: on tensor cores where types, head width and alignment allow it, else in a plain form."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -26,6 +27,7 @@ def forward(
     keep: bool,
 ) -> tuple[Array, Any]:
     """Do what `lucid.ops.attention` says. Starts are NumPy arrays: the grid is made from them."""
+    queries, keys_values = (None if x is None else runtime.rows_contiguous(x) for x in (queries, keys_values))
     q, k, v = split(queries, keys_values)
     out = runtime.empty(q.shape, queries.dtype)
     lse = runtime.empty((q.shape[0], n_heads)) if keep else None
@@ -92,16 +94,12 @@ def attention_forward(
     p_drop: float,
 ) -> None:
     """As `lucid._ext.kernels.attention_forward`; `lse` is float32 for every type."""
-    width = out.shape[1] // n_heads
     if out.size == 0:
         return
-    q, k, v = (runtime.rows_contiguous(x) for x in (q, k, v))
-    is_mma = takes_mma((q, k, v), width) and is_counted(key_columns, key_starts)
-    tiles = runtime.place(tiles_of(query_starts.tobytes(), key_starts.tobytes()))
-    arguments = _arguments(
-        q, k, v, query_starts, key_starts, tiles, n_heads, width, scale, query_columns, key_columns, examples, key, stream, p_drop, is_mma
-    )
-    _launch("attention_forward", is_mma, q, tiles, n_heads, width, (*arguments, out, lse), forward_bytes(width))
+    is_mma = takes_mma((q, k, v, out), out.shape[1] // n_heads) and is_counted(key_columns, key_starts)
+    places = query_columns, key_columns, examples
+    call = _call(is_mma, q, k, v, query_starts, key_starts, n_heads, scale, places, key, stream, p_drop)
+    call.launch("attention_forward", tiles_of(query_starts.tobytes(), key_starts.tobytes()), out, lse, shared=forward_bytes(call.width))
 
 
 def attention_backward(
@@ -126,22 +124,18 @@ def attention_backward(
     p_drop: float,
 ) -> None:
     """As `lucid._ext.kernels.attention_backward`, with one argument more: `out` is what forward returned."""
-    width = k.shape[1] // n_heads
     if k.size == 0:
         return
-    q, k, v = (runtime.rows_contiguous(x) for x in (q, k, v))
-    is_mma = takes_mma((q, k, v, out, d_out, d_q, d_k, d_v), width) and is_counted(key_columns, key_starts)
-    delta = runtime.empty(lse.shape)
-    query_tiles = runtime.place(tiles_of(query_starts.tobytes(), key_starts.tobytes()))
-    key_tiles = runtime.place(tiles_of(key_starts.tobytes(), query_starts.tobytes()))
-    for kernel, tiles, more in (
-        ("attention_backward_queries", query_tiles, (lse, *((out,) if is_mma else ()), d_out, delta, d_q, _stride(d_q))),
-        ("attention_backward_keys", key_tiles, (lse, d_out, delta, d_k, _stride(d_k), d_v, _stride(d_v))),
-    ):
-        arguments = _arguments(
-            q, k, v, query_starts, key_starts, tiles, n_heads, width, scale, query_columns, key_columns, examples, key, stream, p_drop, is_mma
-        )
-        _launch(kernel, is_mma, q, tiles, n_heads, width, (*arguments, *more), backward_bytes(width))
+    is_mma = takes_mma((q, k, v, out, d_out, d_q, d_k, d_v), k.shape[1] // n_heads) and is_counted(key_columns, key_starts)
+    places = query_columns, key_columns, examples
+    call = _call(is_mma, q, k, v, query_starts, key_starts, n_heads, scale, places, key, stream, p_drop)
+    delta, shared = runtime.empty(lse.shape), backward_bytes(call.width)
+    query_tiles, key_tiles = (
+        tiles_of(own.tobytes(), others.tobytes()) for own, others in ((query_starts, key_starts), (key_starts, query_starts))
+    )
+    of_out = (out,) if is_mma else ()  # the plain form makes delta of something better
+    call.launch("attention_backward_queries", query_tiles, lse, *of_out, d_out, delta, d_q, _stride(d_q), shared=shared)
+    call.launch("attention_backward_keys", key_tiles, lse, d_out, delta, d_k, _stride(d_k), d_v, _stride(d_v), shared=shared)
 
 
 # Geometry
@@ -200,44 +194,48 @@ def backward_bytes(width: int) -> int:
 # Launches
 
 
-def _launch(
-    kernel: str, is_mma: bool, q: Array, tiles: Array, n_heads: int, width: int, arguments: tuple[Any, ...], shared: int
-) -> None:
-    if is_mma:
-        name, grid = f"{kernel}<{runtime.c_type(q)}, {width}>", len(tiles) * n_heads
-        runtime.launch("attention_mma", name, grid, MMA_THREADS, arguments, shared=shared)
-    else:
-        slices = (len(tiles) * n_heads, runtime.blocks(width, SLICE))
-        runtime.launch("attention", f"{kernel}<{runtime.c_type(q)}>", slices, THREADS, arguments)
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What the kernels of one call have in common; `arguments` are their ATTENTION_ARGUMENTS after the tiles."""
+
+    is_mma: bool
+    dtype: str
+    n_heads: int
+    width: int
+    arguments: tuple[Any, ...]
+
+    def launch(self, kernel: str, tiles: Array, *more: Any, shared: int) -> None:
+        """Run a kernel: a block for each tile and head; in the plain form also for each slice of columns."""
+        arguments = (runtime.place(tiles), *self.arguments, *more)
+        grid = (len(tiles) * self.n_heads, 1 if self.is_mma else runtime.blocks(self.width, SLICE))
+        if self.is_mma:
+            runtime.launch("attention_mma", f"{kernel}<{self.dtype}, {self.width}>", grid, MMA_THREADS, arguments, shared=shared)
+        else:
+            runtime.launch("attention", f"{kernel}<{self.dtype}>", grid, THREADS, arguments)
 
 
-def _arguments(
+def _call(
+    is_mma: bool,
     q: Array,
     k: Array,
     v: Array,
     query_starts: Array,
     key_starts: Array,
-    tiles: Array,
     n_heads: int,
-    width: int,
     scale: float,
-    query_columns: Array | None,
-    key_columns: Array | None,
-    examples: Array | None,
+    places: tuple[Array | None, ...],
     key: int,
     stream: int,
     p_drop: float,
-    is_mma: bool,
-) -> tuple[Any, ...]:
-    """Return what all kernels take first, as their ATTENTION_ARGUMENTS say."""
-    query_starts, key_starts = (runtime.place(starts) for starts in (query_starts, key_starts))
-    query_columns, key_columns, examples = (
-        None if array is None else runtime.place(array) for array in (query_columns, key_columns, examples)
-    )
+) -> _Call:
+    width = k.shape[1] // n_heads
+    rows = [argument for x in (q, k, v) for argument in (x, _stride(x))]
+    starts = (runtime.place(query_starts), runtime.place(key_starts))
     sizes = (np.int32(n_heads), *(() if is_mma else (np.int32(width),)), np.float32(scale))
+    query_columns, key_columns, examples = (None if place is None else runtime.place(place) for place in places)
     columns = (query_columns, *(() if is_mma else (key_columns,)), examples)
     numbers = (np.uint64(key), np.uint32(stream), np.uint32(int(p_drop * 2**32)), np.float32(1.0 / (1.0 - p_drop)))
-    return q, _stride(q), k, _stride(k), v, _stride(v), query_starts, key_starts, tiles, *sizes, *columns, *numbers
+    return _Call(is_mma, runtime.c_type(q), n_heads, width, (*rows, *starts, *sizes, *columns, *numbers))
 
 
 def _stride(rows: Array) -> np.int64:

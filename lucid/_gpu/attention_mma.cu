@@ -4,62 +4,35 @@
 // A block has TILE queries (or keys) of one head of one sequence, 16 for each of its warps, and walks over tiles of the other
 // side, which are copied to shared memory while the tile before them is worked on. A warp's own results never leave its
 // registers, so there is one order of every sum. Tiles are counted from the sequence's start: the batch changes no bit.
+#include "attention.cuh"
 #include "mma.cuh"
-#include "pair_dropout.cuh"
 
 // KERNEL attention_forward<{__half, __nv_bfloat16}, {32, 64, 128}>
 // KERNEL attention_backward_queries<{__half, __nv_bfloat16}, {32, 64, 128}>
 // KERNEL attention_backward_keys<{__half, __nv_bfloat16}, {32, 64, 128}>
 
-constexpr int TILE = 64;               // rows of a block
-constexpr int THREADS = 2 * TILE;      // a warp has 16 rows
+constexpr int THREADS = 2 * TILE;  // a warp has 16 rows
 template <int D>
 constexpr int OTHERS = D == 128 ? 32 : 64;  // rows of the other side at once in backward: what registers allow
+
+// Blocks that share a multiprocessor in backward: registers for three are just enough on sm_90, and would spill on others.
+#if __CUDA_ARCH__ == 900
+template <int D>
+constexpr int BLOCKS = D == 128 ? 2 : 3;
+#else
+template <int D>
+constexpr int BLOCKS = 2;
+#endif
 constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 
-template <typename T>
-struct Attention {
-  const T *q, *k, *v;
-  int64_t q_stride, k_stride, v_stride;  // in numbers; rows begin at multiples of 16 bytes
-  const int *query_starts, *key_starts;
-  const int* tiles;                      // [n, 2]: a sequence, and the first of its rows in a tile
-  int n_heads;
-  float scale;
-  PairDropout drop;                      // keys counted from their sequence's start
-};
-
 #define ATTENTION_ARGUMENTS                                                                                                \
-  const T *q, int64_t q_stride, const T *k, int64_t k_stride, const T *v, int64_t v_stride, const int *query_starts,     \
-      const int *key_starts, const int *tiles, int n_heads, float scale, const int *query_columns, const int *examples,  \
-      uint64_t key, uint32_t stream, uint32_t threshold, float keep_scale
+  const int *tiles, const T *q, int64_t q_stride, const T *k, int64_t k_stride, const T *v, int64_t v_stride,               \
+      const int *query_starts, const int *key_starts, int n_heads, float scale, const int *query_columns,                   \
+      const int *examples, uint64_t key, uint32_t stream, uint32_t threshold, float keep_scale
 
-#define ATTENTION                                                                                              \
-  {                                                                                                            \
-    q, k, v, q_stride, k_stride, v_stride, query_starts, key_starts, tiles, n_heads, scale, {                  \
-      query_columns, nullptr, examples, key, stream, threshold, keep_scale                                     \
-    }                                                                                                          \
-  }
-
-struct Place {
-  int sequence, head;
-  int first, n_rows;  // the block's own rows
-  int query_begin, n_queries, key_begin, n_keys;
-};
-
-template <typename T>
-__device__ __forceinline__ Place place_of(const Attention<T>& call, const int* own_starts) {
-  Place at;
-  at.head = blockIdx.x % call.n_heads;
-  const int tile = blockIdx.x / call.n_heads;
-  at.sequence = call.tiles[2 * tile];
-  at.first = call.tiles[2 * tile + 1];
-  at.n_rows = min(TILE, own_starts[at.sequence + 1] - at.first);
-  at.query_begin = call.query_starts[at.sequence];
-  at.n_queries = call.query_starts[at.sequence + 1] - at.query_begin;
-  at.key_begin = call.key_starts[at.sequence];
-  at.n_keys = call.key_starts[at.sequence + 1] - at.key_begin;
-  return at;
-}
+// q_stride and the like: numbers from row to row; rows begin at multiples of 16 bytes.
+// Keys are counted from their sequence's start: so the four of a Philox block are neighbours.
+#define PAIR_DROPOUT {query_columns, nullptr, examples, key, stream, threshold, keep_scale}
 
 __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
 __device__ __forceinline__ int first_row_of_warp() { return threadIdx.x / 32 * 16; }
@@ -204,10 +177,10 @@ __device__ __forceinline__ float quad_max(float x) {
 
 template <typename T, int D>
 __global__ void __launch_bounds__(THREADS) attention_forward(ATTENTION_ARGUMENTS, T* out, float* lse) {
-  const Attention<T> call = ATTENTION;
+  const PairDropout drop = PAIR_DROPOUT;
   DYNAMIC_SHARED(T, q_tile);
   T *k_tiles = q_tile + TILE * D, *v_tiles = k_tiles + 2 * TILE * D;
-  const Place at = place_of(call, call.query_starts);
+  const Place at = place_of(tiles, n_heads, query_starts, query_starts, key_starts);
   const int column = at.head * D, n_tiles = (at.n_keys + TILE - 1) / TILE;
   const T *keys = k + at.key_begin * k_stride + column, *values = v + at.key_begin * v_stride + column;
   load_tile<D, TILE>(q_tile, q + at.first * q_stride + column, q_stride, at.n_rows);
@@ -217,7 +190,7 @@ __global__ void __launch_bounds__(THREADS) attention_forward(ATTENTION_ARGUMENTS
   const float scale_2 = scale * LOG2_E;  // exponentials are powers of 2
   const uint32_t example = threshold ? examples[at.sequence] : 0;
   uint32_t columns[2];
-  columns_of_lane(columns, call.drop, at);
+  columns_of_lane(columns, drop, at);
   float o[D / 8][4] = {}, m[2] = {-INFINITY, -INFINITY}, l[2] = {0, 0};
   for (int t = 0; t < n_tiles; ++t) {
     const int next = (t + 1) * TILE, now = t % 2 * TILE * D, other = TILE * D - now;
@@ -258,9 +231,9 @@ __global__ void __launch_bounds__(THREADS) attention_forward(ATTENTION_ARGUMENTS
     if (threshold) {
 #pragma unroll
       for (int j = 0; j < TILE / 8; ++j) {
-        const Philox words = words_of_query_rows(call.drop, t * TILE + 8 * j, at.head, columns, example);
+        const Philox words = words_of_query_rows(drop, t * TILE + 8 * j, at.head, columns, example);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) p[j][e] *= call.drop.factor(words.word[e]);
+        for (int e = 0; e < 4; ++e) p[j][e] *= drop.factor(words.word[e]);
       }
     }
     add_weighted_rows<D, TILE>(o, p, v_tiles + now);
@@ -272,7 +245,7 @@ __global__ void __launch_bounds__(THREADS) attention_forward(ATTENTION_ARGUMENTS
     const float sum = quad_sum(l[h]);
     const int row = first_row_of_warp() + lane() / 4 + 8 * h;
 #pragma unroll
-    for (int d = 0; d < D / 8; ++d) o[d][2 * h] /= sum, o[d][2 * h + 1] /= sum;
+    for (int d = 0; d < D / 8; ++d) o[d][2 * h] *= 1 / sum, o[d][2 * h + 1] *= 1 / sum;
     if (lse && lane() % 4 == 0 && row < at.n_rows)
       lse[(at.first + row) * int64_t(n_heads) + at.head] = m[h] * LN_2 + logf(sum);
   }
@@ -301,13 +274,13 @@ __device__ __forceinline__ float half_row_dot(const T* x, const T* y) {
 }
 
 template <typename T, int D>
-__global__ void __launch_bounds__(THREADS) attention_backward_queries(
+__global__ void __launch_bounds__(THREADS, BLOCKS<D>) attention_backward_queries(
     ATTENTION_ARGUMENTS, const float* lse, const T* out, const T* d_out, float* delta, T* d_q, int64_t d_q_stride) {
   constexpr int KEYS = OTHERS<D>;
-  const Attention<T> call = ATTENTION;
+  const PairDropout drop = PAIR_DROPOUT;
   DYNAMIC_SHARED(T, q_tile);
   T *d_out_tile = q_tile + TILE * D, *k_tiles = d_out_tile + TILE * D, *v_tiles = k_tiles + 2 * KEYS * D;
-  const Place at = place_of(call, call.query_starts);
+  const Place at = place_of(tiles, n_heads, query_starts, query_starts, key_starts);
   const int column = at.head * D, n_tiles = (at.n_keys + KEYS - 1) / KEYS;
   const int64_t stride = int64_t(n_heads) * D;
   const T *keys = k + at.key_begin * k_stride + column, *values = v + at.key_begin * v_stride + column;
@@ -329,7 +302,7 @@ __global__ void __launch_bounds__(THREADS) attention_backward_queries(
   const float scale_2 = scale * LOG2_E;  // exponentials are powers of 2
   const uint32_t example = threshold ? examples[at.sequence] : 0;
   uint32_t columns[2];
-  columns_of_lane(columns, call.drop, at);
+  columns_of_lane(columns, drop, at);
   float dq[D / 8][4] = {};
   for (int t = 0; t < n_tiles; ++t) {
     const int next = (t + 1) * KEYS, now = t % 2 * KEYS * D, other = KEYS * D - now;
@@ -347,9 +320,9 @@ __global__ void __launch_bounds__(THREADS) attention_backward_queries(
     for (int j = 0; j < KEYS / 8; ++j) {
       float keep[4] = {1, 1, 1, 1};
       if (threshold) {
-        const Philox words = words_of_query_rows(call.drop, t * KEYS + 8 * j, at.head, columns, example);
+        const Philox words = words_of_query_rows(drop, t * KEYS + 8 * j, at.head, columns, example);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) keep[e] = call.drop.factor(words.word[e]);
+        for (int e = 0; e < 4; ++e) keep[e] = drop.factor(words.word[e]);
       }
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
@@ -369,16 +342,16 @@ __global__ void __launch_bounds__(THREADS) attention_backward_queries(
 }
 
 template <typename T, int D>
-__global__ void __launch_bounds__(THREADS) attention_backward_keys(
+__global__ void __launch_bounds__(THREADS, BLOCKS<D>) attention_backward_keys(
     ATTENTION_ARGUMENTS, const float* lse, const T* d_out, const float* delta, T* d_k, int64_t d_k_stride, T* d_v, int64_t d_v_stride) {
   // Everything turned: a warp's rows are keys, and P and dP stand on their sides.
   constexpr int QUERIES = OTHERS<D>;
-  const Attention<T> call = ATTENTION;
+  const PairDropout drop = PAIR_DROPOUT;
   DYNAMIC_SHARED(T, k_tile);
   __shared__ float tile_lse[2][QUERIES], tile_delta[2][QUERIES];
   __shared__ int columns[2][QUERIES];
   T *v_tile = k_tile + TILE * D, *q_tiles = v_tile + TILE * D, *d_out_tiles = q_tiles + 2 * QUERIES * D;
-  const Place at = place_of(call, call.key_starts);
+  const Place at = place_of(tiles, n_heads, key_starts, query_starts, key_starts);
   const int column = at.head * D, n_tiles = (at.n_queries + QUERIES - 1) / QUERIES;
   const int64_t stride = int64_t(n_heads) * D;
   const T *queries = q + at.query_begin * q_stride + column, *d_outs = d_out + at.query_begin * stride + column;
@@ -415,9 +388,9 @@ __global__ void __launch_bounds__(THREADS) attention_backward_keys(
       float keep[4] = {1, 1, 1, 1};
       if (threshold) {
         const int first_key = at.first - at.key_begin + first_row_of_warp();
-        const Philox words = words_of_key_rows(call.drop, first_key, at.head, columns[now] + 8 * j, example);
+        const Philox words = words_of_key_rows(drop, first_key, at.head, columns[now] + 8 * j, example);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) keep[e] = call.drop.factor(words.word[e]);
+        for (int e = 0; e < 4; ++e) keep[e] = drop.factor(words.word[e]);
       }
 #pragma unroll
       for (int e = 0; e < 4; ++e) {

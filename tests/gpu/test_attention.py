@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import CASES, Case
+from gradients import reference as gradient_reference
 from gradients.cases import CASES as GRADIENT_CASES
 from gradients.cases import Case as GradientCase
 from gradients.cases import assert_within, normal
 
 from gpu.emulator import Emulator
-from gradients import reference as gradient_reference
 from lucid._gpu import attention as on_gpu
 from lucid._gpu import runtime
 from lucid.ops.attention import AttentionDropout, attention

@@ -1,8 +1,31 @@
-// Dropout of attention probabilities. The element of a pair is head * 65536 + the key's column, its position the query's
-// column, its example the sequence's.
+// What both forms of attention share: where a block works, and the dropout of probabilities.
 #pragma once
 #include "philox.cuh"
 
+constexpr int TILE = 64;  // rows of a block
+
+// A tile of queries or keys of one head, and the sequence that it is of.
+struct Place {
+  int head, sequence;
+  int first, n_rows;  // the block's own rows, by their number in the batch
+  int query_begin, n_queries, key_begin, n_keys;
+};
+
+// `tiles` [n, 2] names a sequence and the first row of a tile; `own_starts` are those of the rows that are tiled.
+__device__ __forceinline__ Place place_of(const int* tiles, int n_heads, const int* own_starts, const int* query_starts, const int* key_starts) {
+  const int* tile = tiles + 2 * (blockIdx.x / n_heads);
+  const int sequence = tile[0];
+  return {int(blockIdx.x % n_heads),
+          sequence,
+          tile[1],
+          min(TILE, own_starts[sequence + 1] - tile[1]),
+          query_starts[sequence],
+          query_starts[sequence + 1] - query_starts[sequence],
+          key_starts[sequence],
+          key_starts[sequence + 1] - key_starts[sequence]};
+}
+
+// The element of a pair is head * 65536 + the key's column, its position the query's column, its example the sequence's.
 struct PairDropout {
   const int *query_columns, *key_columns, *examples;  // without key_columns, keys are counted from their sequence's start
   uint64_t key;
