@@ -42,7 +42,13 @@ def _backward(saved: tuple[Array, Array, Array], d_losses: Array) -> tuple[Array
     return (d_logits,)
 
 
-cross_entropy = Op("cross_entropy", _check, cpu=Kernel(_forward, _backward), gpu=None)
+def _gpu() -> Kernel:
+    from lucid._gpu import cross_entropy
+
+    return Kernel(cross_entropy.forward, cross_entropy.backward, is_fresh=True)
+
+
+cross_entropy = Op("cross_entropy", _check, cpu=Kernel(_forward, _backward), gpu=_gpu)
 """losses[p] = log(sum_j exp(logits[p, j])) - logits[p, labels[p]]; 0 where the label is `ignore_index`.
 
 Parameters

@@ -187,7 +187,27 @@ def _top_k(
     return (values, ids, lse), None
 
 
-decoder_cross_entropy = Op("decoder_cross_entropy", _check_cross_entropy, cpu=Kernel(_cross_entropy, _cross_entropy_backward), gpu=None)
+def _gpu_cross_entropy() -> Kernel:
+    from lucid._gpu import decoder
+
+    return Kernel(decoder.cross_entropy, decoder.cross_entropy_gradients, is_fresh=True)
+
+
+def _gpu_loss() -> Kernel:
+    from lucid._gpu import decoder
+
+    return Kernel(decoder.loss, decoder.loss_gradients, is_fresh=True)
+
+
+def _gpu_top_k() -> Kernel:
+    from lucid._gpu import decoder
+
+    return Kernel(decoder.top_k, None)
+
+
+decoder_cross_entropy = Op(
+    "decoder_cross_entropy", _check_cross_entropy, cpu=Kernel(_cross_entropy, _cross_entropy_backward), gpu=_gpu_cross_entropy
+)
 """Cross-entropy of the logits x . Wᵀ + bias, made and used a block of words at a time.
 
 Parameters
@@ -210,7 +230,7 @@ TypeError, ValueError
     Dtypes or shapes do not agree.
 """
 
-decoder_loss = Op("decoder_loss", _check_loss, cpu=Kernel(_loss, _loss_backward, is_fresh=True), gpu=None)
+decoder_loss = Op("decoder_loss", _check_loss, cpu=Kernel(_loss, _loss_backward, is_fresh=True), gpu=_gpu_loss)
 """The sum of `decoder_cross_entropy` over all rows, divided by a number; with a tape, forward makes the gradients.
 
 Parameters
@@ -240,7 +260,7 @@ logits of some rows are there, instead of making these again in backward. Three 
 multiplies by the factor where it is not 1.
 """
 
-decoder_top_k = Op("decoder_top_k", _check_top_k, cpu=Kernel(_top_k, None), gpu=None)
+decoder_top_k = Op("decoder_top_k", _check_top_k, cpu=Kernel(_top_k, None), gpu=_gpu_top_k)
 """The k largest of the logits x . Wᵀ + bias in every row; k = 1 is the arg-max.
 
 Parameters
