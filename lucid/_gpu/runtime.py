@@ -164,8 +164,9 @@ def dtype_of(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
+        name = ml_dtypes.bfloat16
+    dtype: np.dtype[Any] = np.dtype(name)
+    return dtype
 
 
 def c_type(array: Array) -> str:
@@ -185,7 +186,7 @@ def contiguous(array: Array) -> Array:
 
 def row_stride(array: Array) -> int:
     """Return the distance of two rows of a matrix whose columns lie side by side, in elements; at least its width."""
-    return max(array.strides[0] // array.itemsize, array.shape[1], 1)
+    return int(max(array.strides[0] // array.itemsize, array.shape[1], 1))
 
 
 def rows_contiguous(array: Array) -> Array:
@@ -239,9 +240,7 @@ def _triple(n: Sequence[int] | int) -> tuple[int, int, int]:
     return int(x), int(y), int(z)
 
 
-def gemm(
-    a: Array, b: Array, out: Array | None = None, *, transpose_a: bool = False, transpose_b: bool = False, beta: float = 0.0
-) -> Array:
+def gemm(a: Array, b: Array, out: Array | None = None, *, transpose_a: bool = False, transpose_b: bool = False, beta: float = 0.0) -> Array:
     """Return out = a . b + beta * out, summed in float32.
 
     Parameters

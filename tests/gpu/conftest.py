@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from gpu.emulator import Emulator, has_compiler
 
+from gpu.emulator import Emulator, has_compiler
 from lucid._gpu import runtime
 
 _emulators: list[Emulator] = []

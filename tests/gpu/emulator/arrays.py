@@ -61,7 +61,6 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
         return self.host.item()
 
     item = _read
-    __float__ = __int__ = __bool__ = __index__ = _read  # type: ignore[assignment]
 
     def __float__(self) -> float:
         return float(self._read())
@@ -134,7 +133,9 @@ class ArrayModule:
         """Return an array of NaN, or of a large number: what nobody wrote is seen."""
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         dtype = np.dtype(dtype)
-        return DeviceArray(np.full(math.prod(shape) * dtype.itemsize, 0xFF if dtype.kind in "fV" else 0x7B, np.uint8).view(dtype).reshape(shape))
+        return DeviceArray(
+            np.full(math.prod(shape) * dtype.itemsize, 0xFF if dtype.kind in "fV" else 0x7B, np.uint8).view(dtype).reshape(shape)
+        )
 
     def asarray(self, data: Any, dtype: Any = None) -> DeviceArray:
         """Return a copy on the GPU of what is on the host."""

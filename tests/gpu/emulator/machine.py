@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from gpu.emulator.arrays import ArrayModule, DeviceArray
 from gpu.emulator.compiler import build
-
 from lucid._gpu import runtime
 
 FOLDER = Path(runtime.__file__).parent
@@ -144,7 +144,9 @@ class _Region:
     def __init__(self, begin: int, end: int) -> None:
         self.begin, self.size = begin, end - begin
         self.n_bytes = -(-(self.size + 16) // PAGE) * PAGE
-        self.base = _libc.mmap(None, self.n_bytes + 2 * PAGE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        self.base = _libc.mmap(
+            None, self.n_bytes + 2 * PAGE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
+        )
         _libc.mprotect(self.base, PAGE, 0)
         _libc.mprotect(self.base + PAGE + self.n_bytes, PAGE, 0)
         self.end = self.base + PAGE + self.n_bytes
