@@ -46,17 +46,20 @@ template <typename Value> __device__ Value join_block(Value mine) {
   return all;
 }
 
+// This thread's next logits, -inf behind the end of the row: loads that do not wait for each other.
+template <typename T> __device__ __forceinline__ void read_logits(int begin, int n, Row<T> logit, float (&x)[AT_ONCE]) {
+#pragma unroll
+  for (int i = 0; i < AT_ONCE; ++i) x[i] = begin + i * ROW_THREADS < n ? logit(begin + i * ROW_THREADS) : -INFINITY;
+}
+
 template <typename T> __device__ RowSum row_sum(int n, Row<T> logit) {
   RowSum sum = {-INFINITY, 0.0f};
   for (int begin = threadIdx.x; begin < n; begin += AT_ONCE * ROW_THREADS) {
     float x[AT_ONCE];
+    read_logits(begin, n, logit, x);
     RowSum part = {-INFINITY, 0.0f};
 #pragma unroll
-    for (int i = 0; i < AT_ONCE; ++i) {
-      const int j = begin + i * ROW_THREADS;
-      x[i] = j < n ? logit(j) : -INFINITY;
-      part.top = fmaxf(part.top, x[i]);
-    }
+    for (int i = 0; i < AT_ONCE; ++i) part.top = fmaxf(part.top, x[i]);
     const float base = part.top > -INFINITY ? part.top : 0.0f;
 #pragma unroll
     for (int i = 0; i < AT_ONCE; ++i) part.total += expf(x[i] - base);
@@ -77,8 +80,14 @@ template <typename T> __device__ __forceinline__ float loss_of(Row<T> logit, int
 // d_logit(j) = (exp(logit(j) - lse) - [j == label]) * d_loss, 0 for a label below 0. The row may be the logits' own: a
 // place is written by the thread that read it.
 template <typename T, typename D> __device__ void row_gradient(int n, Row<T> logit, int label, float lse, float d_loss, D* d_row) {
-  for (int j = threadIdx.x; j < n; j += ROW_THREADS) {
-    const float d = label < 0 ? 0.0f : (expf(logit(j) - lse) - (j == label ? 1.0f : 0.0f)) * d_loss;
-    d_row[j] = from_float<D>(d);
+  for (int begin = threadIdx.x; begin < n; begin += AT_ONCE * ROW_THREADS) {
+    float x[AT_ONCE];
+    read_logits(begin, n, logit, x);
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; ++i) {
+      const int j = begin + i * ROW_THREADS;
+      const float d = label < 0 ? 0.0f : (expf(x[i] - lse) - (j == label ? 1.0f : 0.0f)) * d_loss;
+      if (j < n) d_row[j] = from_float<D>(d);
+    }
   }
 }

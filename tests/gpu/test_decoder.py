@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import CASES, Case, assert_within, integers, normal
-from gpu.emulator import Emulator
 from gradients.cases import CASES as GRADIENT_CASES
 from gradients.cases import Case as GradientCase
 from gradients.cases import assert_within as assert_gradient_within
 from reference import top_k as reference_top_k
 
+from gpu.emulator import Emulator
 from lucid._gpu import cross_entropy as cross_entropy_kernels
 from lucid._gpu import decoder, runtime
 from lucid.ops.cross_entropy import cross_entropy

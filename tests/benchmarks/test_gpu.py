@@ -1,0 +1,205 @@
+"""The suite for a GPU, as far as it can be tried without one: floors, comparisons, tables, arguments, and a run on the CPU."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import run as running
+from benchmarks.gpu import worker
+from benchmarks.gpu.cases import H100, OURS, SIDES, Ceilings, arithmetic_floor, cases, n_parameters, serial_floor
+from benchmarks.gpu.report import markdown, summary
+from benchmarks.gpu.results import CaseResult, Results, Row
+from benchmarks.gpu.run import WrongAnswerError, check, distances
+from benchmarks.gpu.sides import SEQUENCES_COMPARED, compared
+from benchmarks.peers import Setting
+
+# What a case takes at least
+
+
+@pytest.mark.parametrize(
+    ("name", "arithmetic", "serial"),  # ms, of BERT-base at 790 TFLOP/s and 3.0 TB/s, counted by hand
+    [("encoder", 7.24, 9.1), ("scoring", 7.54, 9.4), ("training", 22.6, 27.9)],
+)
+def test_floors_of_an_h100(name: str, arithmetic: float, serial: float) -> None:
+    case = cases()[name]
+    assert arithmetic_floor(case, "base", H100) * 1e3 == pytest.approx(arithmetic, rel=0.005)
+    assert serial_floor(case, "base", H100) * 1e3 == pytest.approx(serial, rel=0.01)
+
+
+def test_floors_follow_the_ceilings_and_the_tokens() -> None:
+    full, half = cases()["encoder"], cases()["padded"]
+    assert arithmetic_floor(full, "base", Ceilings(H100.flops / 2, 1.0)) == 2 * arithmetic_floor(full, "base", H100)
+    assert serial_floor(full, "base", Ceilings(1e30, H100.bytes)) == pytest.approx(2.0e-3, rel=0.01)
+    assert arithmetic_floor(half, "base", H100) < 0.51 * arithmetic_floor(full, "base", H100)  # padding is no work
+
+
+def test_numbers_of_a_model() -> None:
+    assert n_parameters("base") == 109_514_298
+
+
+def test_cases_are_what_they_are_called() -> None:
+    assert [case.inputs.n_tokens for case in cases().values()] == [32768, 32768, 16640, 32768]
+    assert cases()["training"].inputs.n_asked == 4915
+    assert set(cases()["encoder"].sides) == {OURS, "eager", "compile"}
+    assert set(cases()["training"].sides) == set(SIDES)
+    assert all(set(case.ratios) < set(case.sides) for case in cases().values())
+    assert not any(case.ratios or case.seconds for case in cases(is_quick=True).values())
+
+
+# Whether an answer is right
+
+
+def test_distances_are_relative_norms() -> None:
+    reference = {"hidden": np.array([[3.0, 4.0]]), "loss": 10.0}
+    found = distances({"hidden": np.array([[3.0, 4.5]], np.float32), "loss": 10.1, "loss_with_dropout": 9.0}, reference)
+    assert found == pytest.approx({"hidden": 0.1, "loss": 0.01, "loss_with_dropout": 0.1})
+    with pytest.raises(WrongAnswerError, match="hidden has shape"):
+        distances({"hidden": np.zeros((2, 2))}, reference)
+    with pytest.raises(WrongAnswerError, match="nothing"):
+        distances({}, reference)
+
+
+@pytest.mark.parametrize(
+    ("distance", "is_float32", "is_right"),
+    [(1e-5, True, True), (1.1e-5, True, False), (1e-2, False, True), (2.1e-2, False, False), (float("nan"), False, False)],
+)
+def test_bounds_follow_the_type(distance: float, is_float32: bool, is_right: bool) -> None:
+    if is_right:
+        check({"hidden": distance}, is_float32)
+    else:
+        with pytest.raises(WrongAnswerError, match="hidden"):
+            check({"hidden": distance}, is_float32)
+
+
+def test_hidden_states_are_compared_where_there_are_tokens() -> None:
+    lengths = tuple(range(1, 101))
+    hidden = np.zeros((100, 100, 2), np.float32)
+    for b, n in enumerate(lengths):
+        hidden[b, :n], hidden[b, n:] = b + 1, np.nan
+    found = compared(hidden, lengths)
+    assert found[0, 0] == 1 and found[-1, 0] == 100
+    assert len(set(found[:, 0])) == SEQUENCES_COMPARED
+    assert np.isfinite(found).all()
+    assert len(compared(hidden[:3], lengths[:3])) == 6  # a batch smaller than that counts once
+
+
+# What is drawn from times
+
+
+def result(**medians: float) -> CaseResult:
+    return CaseResult(cases()["training"], [Row(name.replace("_", "-"), [t * 9, t, t]) for name, t in medians.items()])
+
+
+def test_ratios_are_of_medians_and_aims_are_judged() -> None:
+    one = result(lucid=0.032, eager=0.064, compile=0.045)
+    assert one.ratio("eager") == 0.5
+    assert one.ratio("compile-rows") is None
+    assert one.verdicts() == {
+        "at most 0.55 of eager": True,
+        "at most 0.7 of compile": False,
+        "at most 0.8 of compile-rows": None,
+        "at most 33 ms": True,
+    }
+    assert set(result(eager=0.064).verdicts().values()) == {None}
+
+
+def test_the_table_has_ratios_floors_and_verdicts() -> None:
+    results = Results("a GPU", {"numpy": "2", "torch": None}, "base", H100, "a reference", [result(lucid=0.0333, eager=0.0666)])
+    results.cases[0].rows.append(Row("compile", note="refused, wrong answer: loss | far off"))
+    line = summary(results).splitlines()[-1]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1:6] == ["33.30 ms", "0.98", "0.50", "-", "-"]
+    assert cells[7:11] == ["22.62 ms", "27.96 ms", "1.19", "68%"]
+    assert cells[12] == "yes, not measured, not measured, no"
+    text = markdown(results)
+    assert "refused, wrong answer: loss / far off" in text  # a bar would break the table
+    assert "790 TFLOP/s" in text and "3.00 TB/s" in text
+    assert {len(line.split("|")) for line in text.splitlines() if line.startswith("| training")} == {15, 9}
+    data = json.loads(json.dumps(results.as_json()))
+    assert data["cases"][0]["ratios"]["eager"] == 0.5
+    assert data["cases"][0]["floors"]["serial"] == pytest.approx(0.02796, rel=1e-3)
+
+
+def test_without_ceilings_there_are_no_floors() -> None:
+    results = Results("the CPU", {}, "base", cases=[result(lucid=0.03)])
+    assert results.floors(results.cases[0].case) == {}
+    assert "30.00 ms" in summary(results)
+
+
+def test_a_run_is_right_if_lucid_was() -> None:
+    results = Results("a GPU", {}, "base")
+    assert not results.is_right  # nothing was run
+    results.cases = [result(lucid=0.03, eager=0.06)]
+    assert results.is_right
+    results.cases[0].rows[1].note = "failed"
+    assert results.is_right
+    results.cases[0].rows.append(Row("lucid-float32", note="refused"))
+    assert not results.is_right
+
+
+@pytest.mark.parametrize(("seconds", "n"), [(1e-12, 50), (0.01, 50), (0.025, 20), (0.4, 3), (9.0, 3)])
+def test_a_turn_is_half_a_second_of_calls(seconds: float, n: int) -> None:
+    assert worker.calls_in_a_turn(seconds) == n
+
+
+# The command
+
+
+def test_names_are_taken_in_their_own_order() -> None:
+    assert command.chosen("training, encoder", list(cases()), "case") == ["encoder", "training"]
+    assert command.chosen(None, ["a", "b"], "side") == ["a", "b"]
+
+
+@pytest.mark.parametrize("arguments", [["--cases", "decoding"], ["--sides", "lucid,jax"]])
+def test_an_unknown_name_is_refused_with_those_there_are(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(arguments) == 2
+    assert (
+        f"no {arguments[0].strip('-')[:-1]} '{arguments[1].split(',')[-1]}'; there are: {'encoder' if 'cases' in arguments[0] else 'lucid'}"
+        in capsys.readouterr().err
+    )
+
+
+def test_the_help_names_every_case_and_side() -> None:
+    text = command.parser().format_help()
+    assert all(f"\n  {name} " in text for name in (*cases(), *SIDES))
+
+
+def test_without_a_gpu_it_says_so(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(command, "checkpoint", lambda cache, size: setting.folder)
+    assert command.main(["--cache", str(tmp_path)]) == 2
+    assert "there is no GPU that lucid can use" in capsys.readouterr().err
+
+
+def test_a_run_on_the_cpu(setting: Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    arguments = ["--quick", "--cases", "padded,training", "--sides", "lucid", "--cache", str(setting.folder.parent), "--out", str(out)]
+    assert command.main(arguments) == 0
+    data = json.loads((out / "gpu.json").read_text())
+    assert [one["case"]["name"] for one in data["cases"]] == ["training", "padded"]
+    for one in data["cases"]:
+        assert [row["side"] for row in one["rows"]] == ["lucid-float32", "lucid"]
+        assert one["medians"]["lucid"] > 0
+        assert one["rows"][0]["seconds"] == []  # compared, not timed
+    assert set(data["cases"][0]["rows"][1]["distances"]) == {"loss", "gradient_norm", "loss_with_dropout"}
+    assert "lucid" in capsys.readouterr().out
+
+
+def test_a_wrong_answer_is_refused(setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(running.BOUNDS, "hidden", (-1.0, -1.0))
+    out = tmp_path / "out"
+    arguments = ["--quick", "--cases", "encoder", "--sides", "lucid", "--cache", str(setting.folder.parent), "--out", str(out)]
+    assert command.main(arguments) == 1
+    assert "refused, wrong answer: hidden" in (out / "gpu.md").read_text()
+
+
+def test_an_empty_time_box_leaves_out_and_says_so(setting: Setting) -> None:
+    results = Results("the CPU", {}, "mini")
+    running.Run([OURS], setting, running.TimeBox(0.0), results, True, lambda text: None).cases(list(cases(is_quick=True).values()))
+    assert [text.split(":")[0] for text in results.left_out] == list(cases())
+    assert results.cases == []
