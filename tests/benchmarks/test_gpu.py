@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from benchmarks.gpu.results import CaseResult, Results, Row
 from benchmarks.gpu.run import WrongAnswerError, check, distances
 from benchmarks.gpu.sides import SEQUENCES_COMPARED, compared
 from benchmarks.peers import Setting
+from lucid._gpu import runtime
 
 # What a case takes at least
 
@@ -34,6 +36,15 @@ def test_floors_follow_the_ceilings_and_the_tokens() -> None:
     assert arithmetic_floor(full, "base", Ceilings(H100.flops / 2, 1.0)) == 2 * arithmetic_floor(full, "base", H100)
     assert serial_floor(full, "base", Ceilings(1e30, H100.bytes)) == pytest.approx(2.0e-3, rel=0.01)
     assert arithmetic_floor(half, "base", H100) < 0.51 * arithmetic_floor(full, "base", H100)  # padding is no work
+
+
+def test_the_page_shows_the_floors_and_targets() -> None:
+    page = (command.ROOT / "docs" / "gpu.md").read_text()
+    for case in cases().values():
+        floors = [f"{1e3 * floor(case, 'base', H100):.1f} ms" for floor in (arithmetic_floor, serial_floor)]
+        (row,) = (line for line in page.splitlines() if line.startswith("|") and " | ".join(floors) in line)
+        assert all(f"{ratio:.2f}" in row for ratio in case.ratios.values())
+        assert case.seconds is None or f"| {case.seconds * 1e3:g} ms |" in row
 
 
 def test_numbers_of_a_model() -> None:
@@ -143,6 +154,37 @@ def test_a_run_is_right_if_lucid_was() -> None:
 @pytest.mark.parametrize(("seconds", "n"), [(1e-12, 50), (0.01, 50), (0.025, 20), (0.4, 3), (9.0, 3)])
 def test_a_turn_is_half_a_second_of_calls(seconds: float, n: int) -> None:
     assert worker.calls_in_a_turn(seconds) == n
+
+
+class Gpu:
+    """As much of CuPy as the ceilings need: NumPy, and a clock on which each product takes 4 ms and each copy 5 ms, after one slow one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.n_calls = 0.0, 0
+        self.cuda = SimpleNamespace(Event=self.event, get_elapsed_time=lambda a, b: b.at - a.at)
+        self.random = SimpleNamespace(standard_normal=lambda shape, dtype: np.ones(shape, dtype))
+        self.empty_like, self.arange = np.empty_like, np.arange
+        monkeypatch.setattr(runtime, "gemm", lambda a, b, out: self.work(4.0))
+
+    def event(self) -> SimpleNamespace:
+        event = SimpleNamespace(synchronize=lambda: None)
+        event.record = lambda: setattr(event, "at", self.now)
+        return event
+
+    def copyto(self, target: np.ndarray, source: np.ndarray) -> None:
+        assert target.nbytes == source.nbytes
+        self.work(5.0)
+
+    def work(self, milliseconds: float) -> None:
+        self.n_calls += 1
+        self.now += milliseconds * (3 if self.n_calls == 1 else 1)
+
+
+def test_ceilings_are_rates_of_the_fastest_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "dtype_of", lambda name: np.dtype(np.float16))  # NumPy alone has no bfloat16
+    found = worker.ceilings(Gpu(monkeypatch), n=64, n_bytes=800, repeats=3)
+    assert found.flops == pytest.approx(2 * 64**3 / 4e-3)
+    assert found.bytes == pytest.approx(2 * 800 / 5e-3)  # read and written
 
 
 # The command
