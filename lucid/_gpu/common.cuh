@@ -39,35 +39,43 @@ template <typename T> struct alignas(16) Wide {
   T at[N];
 };
 
-// Whether all of these arrays can be read 16 bytes at a time, in rows of n numbers.
+// Whether rows of n numbers can be read Wide<T>::N at a time from all of these arrays.
 template <typename T> __device__ __forceinline__ bool is_wide(int n, const void* a, const void* b = nullptr, const void* c = nullptr,
-                                                              const void* d = nullptr) {
-  const auto places = reinterpret_cast<uint64_t>(a) | reinterpret_cast<uint64_t>(b) | reinterpret_cast<uint64_t>(c) |
-                      reinterpret_cast<uint64_t>(d);
+                                                              const void* d = nullptr, const void* e = nullptr) {
+  const uint64_t places = reinterpret_cast<uint64_t>(a) | reinterpret_cast<uint64_t>(b) | reinterpret_cast<uint64_t>(c) |
+                          reinterpret_cast<uint64_t>(d) | reinterpret_cast<uint64_t>(e);
   return n % Wide<T>::N == 0 && places % 16 == 0;
 }
 
-// Read `count` numbers, at most Wide<T>::N of them, zeros behind; at once if `wide`.
-template <typename T> __device__ __forceinline__ void read(const T* x, int count, bool wide, float (&values)[Wide<T>::N]) {
+// Read N numbers, or the first `count` of them and zeros; 16 bytes at a time if `wide`, and then all.
+template <int N, typename T> __device__ __forceinline__ void read(const T* x, int count, bool wide, float (&values)[N]) {
+  const int W = Wide<T>::N;
   if (wide) {
-    const Wide<T> numbers = *reinterpret_cast<const Wide<T>*>(x);
 #pragma unroll
-    for (int i = 0; i < Wide<T>::N; ++i) values[i] = to_float(numbers.at[i]);
+    for (int i = 0; i < N; i += W) {
+      const Wide<T> numbers = *reinterpret_cast<const Wide<T>*>(x + i);
+#pragma unroll
+      for (int j = 0; j < W; ++j) values[i + j] = to_float(numbers.at[j]);
+    }
   } else {
 #pragma unroll
-    for (int i = 0; i < Wide<T>::N; ++i) values[i] = i < count ? to_float(x[i]) : 0.0f;
+    for (int i = 0; i < N; ++i) values[i] = i < count ? to_float(x[i]) : 0.0f;
   }
 }
 
-template <typename T> __device__ __forceinline__ void write(T* y, int count, bool wide, const float (&values)[Wide<T>::N]) {
+template <int N, typename T> __device__ __forceinline__ void write(T* y, int count, bool wide, const float (&values)[N]) {
+  const int W = Wide<T>::N;
   if (wide) {
-    Wide<T> numbers;
 #pragma unroll
-    for (int i = 0; i < Wide<T>::N; ++i) numbers.at[i] = from_float<T>(values[i]);
-    *reinterpret_cast<Wide<T>*>(y) = numbers;
+    for (int i = 0; i < N; i += W) {
+      Wide<T> numbers;
+#pragma unroll
+      for (int j = 0; j < W; ++j) numbers.at[j] = from_float<T>(values[i + j]);
+      *reinterpret_cast<Wide<T>*>(y + i) = numbers;
+    }
   } else {
 #pragma unroll
-    for (int i = 0; i < Wide<T>::N; ++i)
+    for (int i = 0; i < N; ++i)
       if (i < count) y[i] = from_float<T>(values[i]);
   }
 }

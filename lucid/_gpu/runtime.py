@@ -259,8 +259,7 @@ def gemm(a: Array, b: Array, out: Array | None = None, *, transpose_a: bool = Fa
     if out.size == 0:
         return out
     if a.shape[0 if transpose_a else 1] == 0:  # a sum of nothing
-        if beta != 1:
-            out *= beta
+        out[...] = beta * out if beta else 0
         return out
     backend().gemm(a, b, out, transpose_a, transpose_b, beta)
     return out

@@ -53,7 +53,7 @@ class Op:
         array = getattr(array, "panels", array)
         if isinstance(array, np.ndarray):
             return self.cpu
-        if self.gpu is None:
+        if self.gpu is None or not is_on_gpu(array):
             raise TypeError(f"{self.name}: no kernel for {type(array).__module__}.{type(array).__name__}; want a NumPy array")
         return self.gpu()
 
@@ -65,8 +65,14 @@ class Op:
     def run(self, *arrays: Array, keep: bool, **params: Any) -> tuple[Any, Any]:
         """Check, pick the device, run forward; return the result, and what backward reads if `keep`."""
         self.check(*arrays, **params)
+        self._want_one_device(arrays)
         arrays, params = tuple(map(aligned, arrays)), {name: aligned(value) for name, value in params.items()}
         return self.on(arrays[0]).forward(*arrays, keep=keep, **params)
+
+    def _want_one_device(self, arrays: tuple[Array, ...]) -> None:
+        """Raise TypeError unless all arrays are where the first one is; arrays of indices among the parameters are copied there."""
+        if len({is_on_gpu(getattr(array, "panels", array)) for array in arrays if array is not None}) > 1:
+            raise TypeError(f"{self.name}: some arrays are on the CPU and some on the GPU: move them with .to('gpu') or .to('cpu')")
 
     def __call__(self, *arrays: Array, **params: Any) -> Any:
         """Run forward and return the result alone."""
@@ -94,9 +100,22 @@ class RowsGradient:
 
     def dense(self) -> Array:
         """Return the whole gradient."""
-        total = np.zeros(self.shape, np.float32)
+        total = np.zeros_like(self.values, shape=self.shape)
         total[self.rows] = self.values
         return total
+
+
+def is_on_gpu(array: Array) -> bool:
+    """Return whether an array lives on the GPU."""
+    return type(array) not in _ARRAY_TYPES and hasattr(type(array), "__cuda_array_interface__")
+
+
+def stored_type(array: Array) -> Any:
+    """Return the type that an op wants of its matrices: float32; on the GPU also float16 or bfloat16, if `array` is of that type.
+
+    Vectors, such as biases and the gain of a normalisation, are float32 in any case.
+    """
+    return array.dtype if is_on_gpu(array) and array.dtype.name in ("float16", "bfloat16") else np.float32
 
 
 def want(op: str, name: str, array: Array, dtype: Any, shape: tuple[int | None, ...]) -> None:
@@ -110,7 +129,7 @@ def want(op: str, name: str, array: Array, dtype: Any, shape: tuple[int | None, 
         Of another shape.
     """
     # Not other subclasses: what they answer when they are checked need not be what they hold.
-    if type(array) not in _ARRAY_TYPES and not hasattr(array, "__cuda_array_interface__"):
+    if type(array) not in _ARRAY_TYPES and not is_on_gpu(array):
         raise TypeError(f"{op}: {name} must be an array, not {type(array).__name__}")
     if array.dtype != dtype:
         raise TypeError(f"{op}: {name} must be {np.dtype(dtype).name}, not {array.dtype}")

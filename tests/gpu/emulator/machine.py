@@ -17,6 +17,7 @@ from lucid._gpu import runtime
 
 FOLDER = Path(runtime.__file__).parent
 PAGE = mmap.PAGESIZE
+GUARD = 16 * PAGE  # around an array, that may not be touched
 FILL = 0xA5
 
 
@@ -145,14 +146,14 @@ class _Region:
         self.begin, self.size = begin, end - begin
         self.n_bytes = -(-(self.size + 16) // PAGE) * PAGE
         self.base = _libc.mmap(
-            None, self.n_bytes + 2 * PAGE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
+            None, self.n_bytes + 2 * GUARD, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
         )
-        _libc.mprotect(self.base, PAGE, 0)
-        _libc.mprotect(self.base + PAGE + self.n_bytes, PAGE, 0)
-        self.end = self.base + PAGE + self.n_bytes
+        _libc.mprotect(self.base, GUARD, 0)
+        _libc.mprotect(self.base + GUARD + self.n_bytes, GUARD, 0)
+        self.end = self.base + GUARD + self.n_bytes
         last = self.end - self.size
         self.start = last - (last - begin) % 16  # as far from a multiple of 16 bytes as it was
-        ctypes.memset(self.base + PAGE, FILL, self.n_bytes)
+        ctypes.memset(self.base + GUARD, FILL, self.n_bytes)
         ctypes.memmove(self.start, begin, self.size)
 
     def holds(self, array: np.ndarray) -> bool:
@@ -163,7 +164,7 @@ class _Region:
 
     def check(self, kernel: str) -> None:
         """Raise if something was written around the region."""
-        before = ctypes.string_at(self.base + PAGE, self.start - self.base - PAGE)
+        before = ctypes.string_at(self.base + GUARD, self.start - self.base - GUARD)
         after = ctypes.string_at(self.start + self.size, self.end - self.start - self.size)
         if before.strip(bytes([FILL])) or after.strip(bytes([FILL])):
             raise KernelError(f"{kernel}: something was written right before or behind an array")
@@ -171,7 +172,7 @@ class _Region:
     def close(self, *, keep: bool) -> None:
         if keep:
             ctypes.memmove(self.begin, self.start, self.size)
-        _libc.munmap(self.base, self.n_bytes + 2 * PAGE)
+        _libc.munmap(self.base, self.n_bytes + 2 * GUARD)
 
 
 _libc = ctypes.CDLL(None)
