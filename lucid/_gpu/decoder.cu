@@ -1,6 +1,5 @@
 // What is asked of a chunk of the decoder's logits, and of their gradients. The products themselves are cuBLAS's.
 // KERNEL decoder_top_k
-// KERNEL column_sum<T>
 // KERNEL scale_in_place<T>
 #include "softmax.cuh"
 
@@ -42,23 +41,6 @@ __global__ void __launch_bounds__(ROW_THREADS) decoder_top_k(const float* logits
       best = best_below(taken, n, logit);
     }
   }
-}
-
-const int COLUMNS = 32, PARTS = 8;  // of a block, as in decoder.py: threads beside each other read numbers beside each other
-
-// sums[j] = sum_i x[i, j], with `add` beside what was there. In float64: rows i, i + PARTS, ... by one thread, then the parts in order.
-template <typename T>
-__global__ void __launch_bounds__(COLUMNS* PARTS) column_sum(const T* x, int64_t stride, int n_rows, int n, float* sums, int add) {
-  __shared__ double parts[PARTS][COLUMNS];
-  const int lane = threadIdx.x % COLUMNS, part = threadIdx.x / COLUMNS, j = blockIdx.x * COLUMNS + lane;
-  double sum = 0.0;
-  if (j < n)
-    for (int i = part; i < n_rows; i += PARTS) sum += to_float(x[i * stride + j]);
-  parts[part][lane] = sum;
-  __syncthreads();
-  if (part > 0 || j >= n) return;
-  for (int i = 1; i < PARTS; ++i) sum += parts[i][lane];
-  sums[j] = static_cast<float>(add ? sums[j] + sum : sum);
 }
 
 // x *= *factor. The factor stays on the device, and the host need not wait to learn that it is 1.

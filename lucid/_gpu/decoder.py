@@ -11,15 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from lucid._gpu import runtime
+from lucid._gpu.columns import column_sum
 from lucid._gpu.cross_entropy import ROW_THREADS, cross_entropy_backward, cross_entropy_both, cross_entropy_forward, stride
-
-Array = Any
+from lucid._gpu.runtime import Array, blocks, c_type, contiguous, empty, gemm, launch, place, rows_contiguous, xp
+from lucid._gpu.total import total
 
 ROWS_AT_ONCE = 1024
 """Rows whose logits are there at once: 125 MB for BERT's 30,522 words, however many rows there are."""
-COLUMNS, PARTS = 32, 8
-"""Of a block that adds up columns; as in decoder.cu."""
 SCALE_THREADS, MOST_SCALE_BLOCKS = 256, 4096
 
 
@@ -38,7 +36,7 @@ def padded(n_words: int) -> int:
 
 def scale_grid(n: int) -> int:
     """Return the blocks that multiply `n` numbers."""
-    return min(MOST_SCALE_BLOCKS, runtime.blocks(n, SCALE_THREADS))
+    return min(MOST_SCALE_BLOCKS, blocks(n, SCALE_THREADS))
 
 
 # Operations
@@ -47,9 +45,9 @@ def scale_grid(n: int) -> int:
 def cross_entropy(
     x: Array, weight: Array, bias: Array | None = None, *, labels: Array, has_d_weight: bool = True, keep: bool
 ) -> tuple[Array, Any]:
-    """Return the losses; see `lucid.ops.decoder.decoder_cross_entropy`."""
-    x, bias, labels = runtime.rows_contiguous(x), _float32(bias), runtime.place(labels)
-    losses, lse = runtime.empty((2, len(x)), np.float32)
+    """Do what `lucid.ops.decoder.decoder_cross_entropy` says."""
+    x, weight, bias, labels = rows_contiguous(x), rows_contiguous(weight), _contiguous(bias), place(labels)
+    losses, lse = empty((2, len(x)))
     for rows, logits in _logits(x, weight):
         cross_entropy_forward(logits, bias, labels[rows], losses[rows], lse[rows])
     return losses, (x, weight, bias, labels, lse, has_d_weight) if keep else None
@@ -58,7 +56,7 @@ def cross_entropy(
 def cross_entropy_gradients(saved: tuple[Any, ...], d_losses: Array) -> tuple[Array | None, ...]:
     """Return the gradients of x, weight and bias; the logits are made again."""
     x, weight, bias, labels, lse, has_d_weight = saved
-    d_losses = runtime.contiguous(d_losses)
+    d_losses = contiguous(d_losses)
 
     def of_logits(rows: slice, logits: Array, d: Array) -> None:
         cross_entropy_backward(logits, bias, labels[rows], lse[rows], d_losses[rows], d)
@@ -69,17 +67,17 @@ def cross_entropy_gradients(saved: tuple[Any, ...], d_losses: Array) -> tuple[Ar
 def loss(
     x: Array, weight: Array, bias: Array | None = None, *, labels: Array, divisor: float, has_d_weight: bool = True, keep: bool
 ) -> tuple[Array, Any]:
-    """Return the sum of the losses over `divisor`, and with `keep` its gradients; see `lucid.ops.decoder.decoder_loss`."""
+    """Do what `lucid.ops.decoder.decoder_loss` says: with `keep`, the gradients are made while the logits are there."""
     if not keep:
-        return _total(cross_entropy(x, weight, bias, labels=labels, keep=False)[0], divisor), None
-    x, bias, labels = runtime.rows_contiguous(x), _float32(bias), runtime.place(labels)
-    losses = runtime.empty((len(x),), np.float32)
+        return total(cross_entropy(x, weight, bias, labels=labels, keep=False)[0], divisor=divisor, keep=False)
+    x, weight, bias, labels = rows_contiguous(x), rows_contiguous(weight), _contiguous(bias), place(labels)
+    losses = empty((len(x),))
 
     def of_logits(rows: slice, logits: Array, d: Array) -> None:
         cross_entropy_both(logits, bias, labels[rows], 1.0 / divisor, losses[rows], d)
 
     gradients = _gradients(x, weight, bias, has_d_weight, of_logits)
-    return _total(losses, divisor), gradients
+    return total(losses, divisor=divisor, keep=False)[0], gradients
 
 
 def loss_gradients(saved: tuple[Array | None, ...], d_y: Array) -> tuple[Array | None, ...]:
@@ -91,36 +89,28 @@ def loss_gradients(saved: tuple[Array | None, ...], d_y: Array) -> tuple[Array |
 
 
 def top_k(x: Array, weight: Array, bias: Array | None = None, *, k: int, keep: bool) -> tuple[tuple[Array, Array, Array], Any]:
-    """Return the k best words of every row; see `lucid.ops.decoder.decoder_top_k`."""
-    x, bias = runtime.rows_contiguous(x), _float32(bias)
-    values, ids = runtime.empty((len(x), k), np.float32), runtime.empty((len(x), k), np.int32)
-    lse = runtime.empty((len(x),), np.float32)
+    """Do what `lucid.ops.decoder.decoder_top_k` says."""
+    x, weight, bias = rows_contiguous(x), rows_contiguous(weight), _contiguous(bias)
+    values, ids, lse = empty((len(x), k)), empty((len(x), k), np.int32), empty((len(x),))
     for rows, logits in _logits(x, weight):
         decoder_top_k(logits, bias, values[rows], ids[rows], lse[rows])
     return (values, ids, lse), None
 
 
-def _float32(bias: Array | None) -> Array | None:
-    return None if bias is None else runtime.xp.ascontiguousarray(bias, np.float32)
-
-
-def _total(losses: Array, divisor: float) -> Array:
-    return runtime.xp.asarray(losses.sum(dtype=np.float64) / divisor, np.float32)
+def _contiguous(bias: Array | None) -> Array | None:
+    return None if bias is None else contiguous(bias)
 
 
 def _chunk(x: Array, weight: Array, dtype: Any) -> Array:
-    """Return an array for the logits of a chunk, values not set."""
-    n_words = len(weight)
-    return runtime.empty((min(len(x), ROWS_AT_ONCE), padded(n_words)), dtype)[:, :n_words]
+    """Return an array for the logits of a chunk of rows, values not set, a few columns wider than there are words."""
+    return empty((min(len(x), ROWS_AT_ONCE), padded(len(weight))), dtype)
 
 
-def _logits(x: Array, weight: Array) -> Iterator[tuple[slice, Array]]:
+def _logits(x: Array, weight: Array, chunk: Array | None = None) -> Iterator[tuple[slice, Array]]:
     """Yield rows and x . Wᵀ of these rows, every time in the same memory."""
-    chunk = _chunk(x, weight, np.float32)
+    chunk = _chunk(x, weight, np.float32) if chunk is None else chunk
     for rows in row_chunks(len(x)):
-        logits = chunk[: rows.stop - rows.start]
-        runtime.gemm(x[rows], weight, logits, transpose_b=True)
-        yield rows, logits
+        yield rows, gemm(x[rows], weight, chunk[: rows.stop - rows.start, : len(weight)], transpose_b=True)
 
 
 def _gradients(
@@ -130,20 +120,20 @@ def _gradients(
 
     ``of_logits(rows, logits, d)`` writes d, which are the logits' own places where the types are equal.
     """
-    xp = runtime.xp
-    d_x = runtime.empty(x.shape, x.dtype)
-    d_weight = (runtime.empty if len(x) else xp.zeros)(weight.shape, np.float32) if has_d_weight else None
-    d_bias = None if bias is None else (runtime.empty if len(x) else xp.zeros)(bias.shape, np.float32)
-    chunk = None if x.dtype == np.float32 else _chunk(x, weight, x.dtype)
-    for rows, logits in _logits(x, weight):
-        d = logits if chunk is None else chunk[: len(logits)]
+    make = empty if len(x) else xp.zeros
+    d_x = empty(x.shape, x.dtype)
+    d_weight = make(weight.shape, np.float32) if has_d_weight else None
+    d_bias = None if bias is None else xp.zeros(bias.shape, np.float32)
+    chunk = _chunk(x, weight, np.float32)
+    d_chunk = chunk if x.dtype == np.float32 else _chunk(x, weight, x.dtype)
+    for rows, logits in _logits(x, weight, chunk):
+        d = d_chunk[: len(logits), : len(weight)]
         of_logits(rows, logits, d)
-        is_more = rows.start > 0
-        runtime.gemm(d, weight, d_x[rows])
+        gemm(d, weight, d_x[rows])
         if d_weight is not None:
-            runtime.gemm(d, x[rows], d_weight, transpose_a=True, beta=float(is_more))
-        if d_bias is not None:
-            column_sum(d, d_bias, add=is_more)
+            gemm(d, x[rows], d_weight, transpose_a=True, beta=float(rows.start > 0))
+        if d_bias is not None:  # of whole rows, which can be read 16 bytes at a time; nothing is in the columns behind
+            d_bias += column_sum(d_chunk[: len(logits)])[: len(weight)]
     return d_x, d_weight, d_bias
 
 
@@ -162,17 +152,9 @@ def decoder_top_k(logits: Array, bias: Array | None, values: Array, ids: Array, 
     """
     n_rows, k = ids.shape
     arguments = (logits, stride(logits), bias, np.int32(logits.shape[1]), np.int32(k), values, ids, lse)
-    runtime.launch("decoder", "decoder_top_k", n_rows, ROW_THREADS, arguments)
-
-
-def column_sum(x: Array, out: Array, *, add: bool = False) -> None:
-    """Sum the columns of `x` (N, M), of any stored type, in float64 into `out` (M,), float32; with `add`, onto what is there."""
-    n_rows, n = x.shape
-    arguments = (x, stride(x), np.int32(n_rows), np.int32(n), out, np.int32(add))
-    runtime.launch("decoder", f"column_sum<{runtime.c_type(x)}>", runtime.blocks(n, COLUMNS), COLUMNS * PARTS, arguments)
+    launch("decoder", "decoder_top_k", n_rows, ROW_THREADS, arguments)
 
 
 def scale_in_place(x: Array, factor: Array) -> None:
     """Multiply a contiguous array of any stored type by a float32 array of one number. Where that is 1, nothing is read."""
-    arguments = (x, np.int64(x.size), factor)
-    runtime.launch("decoder", f"scale_in_place<{runtime.c_type(x)}>", scale_grid(x.size), SCALE_THREADS, arguments)
+    launch("decoder", f"scale_in_place<{c_type(x)}>", scale_grid(x.size), SCALE_THREADS, (x, np.int64(x.size), factor))

@@ -1,36 +1,21 @@
-"""Decoder and cross-entropy of the GPU, emulated: the cases of the CPU's within the CPU's bounds, half precision, ties, bits."""
+"""Decoder and cross-entropy of the GPU beyond the table of cases: every type over chunks of rows, bits, ties, what is refused."""
 
 from typing import Any
 
 import numpy as np
 import pytest
-from cases import CASES, Case, assert_within, integers, normal
-from gradients.cases import CASES as GRADIENT_CASES
-from gradients.cases import Case as GradientCase
-from gradients.cases import assert_within as assert_gradient_within
+from cases import assert_within, integers, normal
 from reference import top_k as reference_top_k
 
+from gpu.cases import ROUNDING, host
 from gpu.emulator import Emulator
 from lucid._gpu import cross_entropy as cross_entropy_kernels
 from lucid._gpu import decoder, runtime
 from lucid.ops.cross_entropy import cross_entropy
-from lucid.ops.decoder import decoder_cross_entropy, decoder_loss, decoder_top_k
+from lucid.ops.decoder import decoder_loss
 
 Array = Any
-OPS = (cross_entropy, decoder_cross_entropy, decoder_loss, decoder_top_k)
 HALF = ("float16", "bfloat16")
-EPSILON = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
-"""What one rounding costs, relative to its result."""
-
-
-def _run(op: Any, call: Any, *, keep: bool = False) -> tuple[Any, Any]:
-    """Run with arrays on the GPU, labels on the host: they are copied, checked before."""
-    arrays = [None if array is None else runtime.xp.asarray(array) for array in call.arrays.values()]
-    return op.run(*arrays, keep=keep, **call.params)  # type: ignore[no-any-return]
-
-
-def _on_host(found: Any) -> Any:
-    return tuple(_on_host(one) for one in found) if isinstance(found, tuple) else None if found is None else found.get()
 
 
 # Geometry
@@ -57,28 +42,6 @@ def test_blocks_that_scale(n: int, blocks: int) -> None:
 # Against float64
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.op in OPS], ids=str)
-def test_forward(case: Case, emulated: Emulator, rng: np.random.Generator) -> None:
-    call = case.build(rng)
-    got, _ = _run(case.op, call)
-    case.check(_on_host(got), call)
-
-
-@pytest.mark.parametrize("case", [case for case in GRADIENT_CASES if case.op in OPS], ids=str)
-def test_gradients(case: GradientCase, emulated: Emulator, rng: np.random.Generator) -> None:
-    call = case.build(rng)
-    out, saved = _run(case.op, call, keep=True)
-    d_out = normal(rng, *out.shape)
-    got = _on_host(case.op.gpu().backward(saved, runtime.xp.asarray(d_out)))
-    want = case.reference(call)[1](d_out)
-    bounds = case.bound(d_out, *call.arrays.values(), **call.params)
-    for name, g, w, bound in zip(call.arrays, got, want, bounds, strict=False):
-        assert (g is None) == (call.arrays[name] is None)
-        if g is not None:
-            assert g.dtype == np.float32
-            assert_gradient_within(g, w, bound, name)
-
-
 def _problem(rng: np.random.Generator, dtype: str, n_rows: int = 9, n_words: int = 403, width: int = 24) -> tuple[Array, ...]:
     """x, weight, bias and labels on the host, the first two as they are once stored in `dtype`."""
     stored = runtime.dtype_of(dtype)
@@ -98,7 +61,7 @@ def _exact(x: Array, weight: Array, bias: Array, labels: Array, d_losses: Array)
 
 @pytest.mark.parametrize("dtype", ["float32", *HALF])
 @pytest.mark.parametrize("has_d_weight", [True, False])
-def test_every_type(dtype: str, has_d_weight: bool, emulated: Emulator, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_type(dtype: str, has_d_weight: bool, device: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses as exact as in float32; gradients as the roundings of d and of d_x allow; over several chunks of rows."""
     monkeypatch.setattr(decoder, "ROWS_AT_ONCE", 4)
     x, weight, bias, labels = _problem(rng, dtype)
@@ -109,9 +72,9 @@ def test_every_type(dtype: str, has_d_weight: bool, emulated: Emulator, rng: np.
     plain, _ = decoder.loss(*arrays, labels=labels, divisor=4.0, keep=False)
     assert np.array_equal(plain.get(), loss.get())
     gradients = decoder.loss_gradients(saved, runtime.xp.asarray(np.float32(1)))
-    d_x, d_weight, d_bias = _on_host(gradients)
+    d_x, d_weight, d_bias = host(gradients)
     assert (d_weight is None) == (not has_d_weight)
-    u = EPSILON.get(dtype, 0.0)
+    u = ROUNDING[dtype]
     of_d = u * np.abs(want["d"]) + 3e-6 * np.abs(want["d"]) + (2.0**-25 if dtype == "float16" else 1e-9)
     assert_within(d_x, want["d_x"], of_d @ np.abs(weight.astype(np.float64)) * 1.01 + 1.01 * u * np.abs(want["d_x"]) + 1e-5)
     assert_within(d_bias, want["d_bias"], of_d.sum(axis=0) + 1e-6)
@@ -122,14 +85,14 @@ def test_every_type(dtype: str, has_d_weight: bool, emulated: Emulator, rng: np.
     losses, saved = decoder.cross_entropy(*arrays, labels=labels, has_d_weight=has_d_weight, keep=True)
     assert_within(losses.get(), want["losses"], 4e-6 * np.abs(want["losses"]) + 4e-6)
     again = decoder.cross_entropy_gradients(saved, runtime.xp.asarray(np.full(len(x), 0.25, np.float32)))
-    for one, other in zip(_on_host(again), (d_x, d_weight, d_bias), strict=True):
+    for one, other in zip(host(again), (d_x, d_weight, d_bias), strict=True):
         assert (one is None) == (other is None)
         if one is not None:  # a unit in the last place of lse apart
             assert np.allclose(one.astype(np.float64), other.astype(np.float64), rtol=2.1 * max(u, 1e-6), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", HALF)
-def test_cross_entropy_of_half_precision_logits(dtype: str, emulated: Emulator, rng: np.random.Generator) -> None:
+def test_cross_entropy_of_half_precision_logits(dtype: str, device: Any, rng: np.random.Generator) -> None:
     logits = normal(rng, 6, 403, scale=3).astype(runtime.dtype_of(dtype))
     labels = integers(rng, 0, 403, 6)
     labels[2] = -100
@@ -140,14 +103,14 @@ def test_cross_entropy_of_half_precision_logits(dtype: str, emulated: Emulator, 
     want[2] = 0
     assert_within(losses.get(), np.where(labels < 0, 0, np.log(p.sum(axis=1)) - logits[np.arange(6), labels].astype(np.float64)), 1e-5)
     assert d.dtype == logits.dtype
-    assert_within(d.get(), want, (EPSILON[dtype] + 1e-5) * np.abs(want) + 2.0**-25)
+    assert_within(d.get(), want, (ROUNDING[dtype] + 1e-5) * np.abs(want) + 2.0**-25)
 
 
 # Bits
 
 
 @pytest.mark.parametrize("begin", [0, 3])
-def test_a_row_has_the_same_bits_beside_any_others(begin: int, emulated: Emulator, rng: np.random.Generator) -> None:
+def test_a_row_has_the_same_bits_beside_any_others(begin: int, device: Any, rng: np.random.Generator) -> None:
     logits, labels = normal(rng, 7, 1021, scale=3), integers(rng, 0, 1021, 7)
     whole = cross_entropy.gpu().forward(runtime.xp.asarray(logits), labels=labels, keep=False)[0].get()
     some = slice(begin, begin + 2)
@@ -166,26 +129,15 @@ def test_no_bit_depends_on_the_order_in_which_threads_run(dtype: str, emulated: 
         loss, saved = decoder.loss(*arrays, labels=labels, divisor=3.0, keep=True)
         gradients = decoder.loss_gradients(saved, runtime.xp.asarray(np.float32(0.3)))
         best, _ = decoder.top_k(*arrays, k=5, keep=False)
-        return [array.tobytes() for array in _on_host((loss, *gradients, *best))]
+        return [array.tobytes() for array in host((loss, *gradients, *best))]
 
     want = everything()
     emulated.is_reversed = True
     assert everything() == want
 
 
-def test_a_step_never_waits_for_the_device(emulated: Emulator, rng: np.random.Generator) -> None:
-    x, weight, bias, labels = _problem(rng, "float32")
-    arrays = [runtime.xp.asarray(array) for array in (x, weight, bias)]
-    d_y = runtime.xp.asarray(np.float32(0.5))
-    before = type(d_y).n_reads
-    _, saved = decoder_loss.run(*arrays, labels=labels, divisor=3.0, keep=True)
-    decoder_loss.gpu().backward(saved, d_y)
-    decoder_top_k.run(*arrays, k=3, keep=False)
-    assert type(d_y).n_reads == before
-
-
 @pytest.mark.parametrize("label", [403, -1])
-def test_a_label_beyond_the_vocabulary_is_refused_wherever_it_is(label: int, emulated: Emulator, rng: np.random.Generator) -> None:
+def test_a_label_beyond_the_vocabulary_is_refused_wherever_it_is(label: int, device: Any, rng: np.random.Generator) -> None:
     x, weight, bias, labels = _problem(rng, "float32")
     labels[4] = label
     arrays = [runtime.xp.asarray(array) for array in (x, weight, bias)]
@@ -202,11 +154,11 @@ def _best(logits: Array, k: int, bias: Array | None = None) -> tuple[Array, Arra
     n = len(logits)
     found = [runtime.empty((n, k), np.float32), runtime.empty((n, k), np.int32), runtime.empty((n,), np.float32)]
     decoder.decoder_top_k(runtime.xp.asarray(logits), None if bias is None else runtime.xp.asarray(bias), *found)
-    return _on_host(tuple(found))  # type: ignore[no-any-return]
+    return host(tuple(found))  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("k", [1, 3, 40, 257, 800])
-def test_ties_come_by_rising_id(k: int, emulated: Emulator, rng: np.random.Generator) -> None:
+def test_ties_come_by_rising_id(k: int, device: Any, rng: np.random.Generator) -> None:
     """Few different logits, so that a thread's words and its neighbours' are equal; both zeros are, too."""
     logits, zeros = rng.integers(-1, 2, (5, 800)).astype(np.float32), np.where(rng.random(800) < 0.5, np.float32(-0.0), np.float32(0.0))
     logits[logits == 0] = -0.0
@@ -217,7 +169,7 @@ def test_ties_come_by_rising_id(k: int, emulated: Emulator, rng: np.random.Gener
 
 
 @pytest.mark.parametrize("k", [1, 5, 129, 400])
-def test_infinities_and_nan(k: int, emulated: Emulator, rng: np.random.Generator) -> None:
+def test_infinities_and_nan(k: int, device: Any, rng: np.random.Generator) -> None:
     logits = normal(rng, 6, 400)
     logits[0], logits[1, :390], logits[2, 7], logits[3, 5:9] = np.nan, -np.inf, np.nan, np.inf
     logits[4] = -np.inf
@@ -238,22 +190,7 @@ def test_infinities_and_nan(k: int, emulated: Emulator, rng: np.random.Generator
 
 
 @pytest.mark.parametrize("dtype", ["float32", *HALF])
-@pytest.mark.parametrize(("n_rows", "n"), [(1, 1), (7, 31), (8, 32), (70, 33)])
-def test_a_column_sum_is_added_in_float64(n_rows: int, n: int, dtype: str, emulated: Emulator, rng: np.random.Generator) -> None:
-    wide = normal(rng, n_rows, n + 3).astype(runtime.dtype_of(dtype))
-    if n_rows > 2:
-        wide[0], wide[-1] = 3e4, -3e4
-    x, before = runtime.xp.asarray(wide)[:, :n], normal(rng, n)
-    out = runtime.xp.asarray(before)
-    want = wide[:, :n].astype(np.float64).sum(axis=0)
-    decoder.column_sum(x, out, add=True)
-    assert_within(out.get(), before + want, 2.0**-23 * np.abs(before + want))
-    decoder.column_sum(x, out)
-    assert_within(out.get(), want, 2.0**-23 * np.abs(want))
-
-
-@pytest.mark.parametrize("dtype", ["float32", *HALF])
-def test_a_factor_of_one_reads_nothing(dtype: str, emulated: Emulator, rng: np.random.Generator) -> None:
+def test_a_factor_of_one_reads_nothing(dtype: str, device: Any, rng: np.random.Generator) -> None:
     x = normal(rng, 13, 50).astype(runtime.dtype_of(dtype))
     x[0, 0] = 0.0
     on_gpu = runtime.xp.asarray(x)
@@ -263,7 +200,7 @@ def test_a_factor_of_one_reads_nothing(dtype: str, emulated: Emulator, rng: np.r
     assert np.array_equal(on_gpu.get(), (x.astype(np.float32) * np.float32(-2.5)).astype(x.dtype))
 
 
-def test_the_gradient_takes_the_place_of_the_logits(emulated: Emulator, rng: np.random.Generator) -> None:
+def test_the_gradient_takes_the_place_of_the_logits(device: Any, rng: np.random.Generator) -> None:
     """And what lies between the rows stays as it was."""
     wide, labels = normal(rng, 3, 40), np.array([1, -1, 36], np.int32)
     logits, bias = runtime.xp.asarray(wide), normal(rng, 37)
