@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from benchmarks.gpu.results import CaseResult, Results, Row
 from benchmarks.gpu.run import WrongAnswerError, check, distances
 from benchmarks.gpu.sides import SEQUENCES_COMPARED, compared
 from benchmarks.peers import Setting
+from benchmarks.processes import PeerError
 from lucid._gpu import runtime
 
 # What a case takes at least
@@ -185,6 +187,99 @@ def test_ceilings_are_rates_of_the_fastest_call(monkeypatch: pytest.MonkeyPatch)
     found = worker.ceilings(Gpu(monkeypatch), n=64, n_bytes=800, repeats=3)
     assert found.flops == pytest.approx(2 * 64**3 / 4e-3)
     assert found.bytes == pytest.approx(2 * 800 / 5e-3)  # read and written
+
+
+# The run
+
+
+class Puppet:
+    """A worker that answers at once, what it is told; `wrong` and `failing` are names of sides, and of what they fail at."""
+
+    wrong: tuple[str, ...] = ()
+    failing: tuple[tuple[str, str], ...] = ()
+    said: ClassVar[list[tuple[str, str]]] = []
+
+    def __init__(self, name: str, setting: Setting, module: str) -> None:
+        self.name, self.patience = name, 0.0
+
+    def __enter__(self) -> "Puppet":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def call(self, do: str, **arguments: Any) -> dict[str, Any]:
+        self.said.append((self.name, do))
+        if (self.name, do) in self.failing:
+            raise PeerError("out of memory")
+        if do == "answer":
+            np.savez(arguments["path"], loss=11.0 if self.name in self.wrong else 10.0)
+        if do == "kernels":
+            return {"kernels": [["gemm", 3, 0.5]]}
+        return {"seconds": [0.2, 0.1, 0.3], "peak_bytes": 7}
+
+
+@pytest.fixture
+def puppets(monkeypatch: pytest.MonkeyPatch) -> type[Puppet]:
+    monkeypatch.setattr(running, "Worker", Puppet)
+    for name, value in (("wrong", ()), ("failing", ()), ("said", [])):
+        monkeypatch.setattr(Puppet, name, value)
+    return Puppet
+
+
+def ran(setting: Setting) -> tuple[dict[str, Row], Results]:
+    results = Results("a GPU", {}, "base")
+    run = running.Run(list(SIDES), setting, running.TimeBox(60.0), results, False, lambda text: None)
+    run.cases([cases()["scoring"]])
+    (case,) = results.cases
+    return {row.side: row for row in case.rows}, results
+
+
+def test_all_that_are_right_take_turns(puppets: type[Puppet], setting: Setting) -> None:
+    rows, results = ran(setting)
+    assert list(rows) == ["lucid-float32", *SIDES]
+    assert all(
+        row.median == 0.2 and row.peak_bytes == 7 and row.kernels == [("gemm", 3, 0.5)] for name, row in rows.items() if name in SIDES
+    )
+    assert rows["lucid-float32"].seconds == []
+    assert results.is_right and results.left_out == []
+    # Two training steps would not fit: a side answers when the one before has.
+    answering = [name for name, do in puppets.said if do == "answer"]
+    assert answering[:5] == ["reference", "lucid-float32", "lucid", "eager", "eager-rows"]
+    assert set(answering[5:]) == {"compile", "compile-rows"}
+    assert "gemm" in markdown(results)
+
+
+def test_a_side_that_is_wrong_is_not_timed(puppets: type[Puppet], setting: Setting) -> None:
+    puppets.wrong = ("eager", "lucid-float32")
+    rows, results = ran(setting)
+    assert rows["eager"].note.startswith("refused, wrong answer: loss: 0.1 from the reference")
+    assert ("eager", "turn") not in puppets.said
+    assert rows["lucid"].seconds
+    assert not results.is_right  # one of lucid's was wrong
+
+
+@pytest.mark.parametrize("at", ["prepare", "answer", "turn"])
+def test_a_side_that_fails_says_so_and_the_others_go_on(at: str, puppets: type[Puppet], setting: Setting) -> None:
+    puppets.failing = (("compile", at),)
+    rows, results = ran(setting)
+    assert rows["compile"].note == "failed: out of memory"
+    assert rows["compile"].seconds == []
+    assert rows["compile-rows"].seconds and results.is_right
+
+
+def test_without_a_reference_nothing_is_timed(puppets: type[Puppet], setting: Setting) -> None:
+    puppets.failing = (("reference", "answer"),)
+    rows, _ = ran(setting)
+    assert all("there is no reference: out of memory" in row.note for row in rows.values())
+    assert not any(do == "turn" for _, do in puppets.said)
+
+
+def test_kernels_that_cannot_be_seen_are_left_out(puppets: type[Puppet], setting: Setting) -> None:
+    puppets.failing = (("lucid", "kernels"),)
+    rows, results = ran(setting)
+    assert rows["lucid"].seconds and rows["lucid"].kernels == []
+    assert results.left_out == ["scoring: the kernels of lucid: out of memory"]
 
 
 # The command
