@@ -315,10 +315,10 @@ def test_without_a_gpu_it_says_so(
 
 def test_a_run_on_the_cpu(setting: Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    arguments = ["--quick", "--cases", "padded,training", "--sides", "lucid", "--cache", str(setting.folder.parent), "--out", str(out)]
+    arguments = ["--quick", "--cases", "training", "--sides", "lucid", "--cache", str(setting.folder.parent), "--out", str(out)]
     assert command.main(arguments) == 0
     data = json.loads((out / "gpu.json").read_text())
-    assert [one["case"]["name"] for one in data["cases"]] == ["training", "padded"]
+    assert [one["case"]["name"] for one in data["cases"]] == ["training"]
     for one in data["cases"]:
         assert [row["side"] for row in one["rows"]] == ["lucid-float32", "lucid"]
         assert one["medians"]["lucid"] > 0
@@ -327,12 +327,12 @@ def test_a_run_on_the_cpu(setting: Setting, tmp_path: Path, capsys: pytest.Captu
     assert "lucid" in capsys.readouterr().out
 
 
-def test_a_wrong_answer_is_refused(setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(running.BOUNDS, "hidden", (-1.0, -1.0))
-    out = tmp_path / "out"
-    arguments = ["--quick", "--cases", "encoder", "--sides", "lucid", "--cache", str(setting.folder.parent), "--out", str(out)]
+def test_the_exit_code_says_whether_lucid_was_right(puppets: type[Puppet], setting: Setting, tmp_path: Path) -> None:
+    arguments = ["--quick", "--cases", "scoring", "--cache", str(setting.folder.parent), "--out", str(tmp_path)]
+    assert command.main(arguments) == 0
+    puppets.wrong = ("lucid",)
     assert command.main(arguments) == 1
-    assert "refused, wrong answer: hidden" in (out / "gpu.md").read_text()
+    assert "refused, wrong answer: loss" in (tmp_path / "gpu.md").read_text()
 
 
 def test_an_empty_time_box_leaves_out_and_says_so(setting: Setting) -> None:
