@@ -157,7 +157,13 @@ def _dropout_arguments(dropout: AttentionDropout | None) -> tuple[Any, ...]:
     return *(np.ascontiguousarray(aligned(place)) for place in places), dropout.seed, dropout.stream, dropout.p
 
 
-attention = Op("attention", _check, cpu=Kernel(_forward, _backward), gpu=None)
+def _gpu() -> Kernel:
+    from lucid._gpu import attention
+
+    return Kernel(attention.forward, attention.backward, is_fresh=True)
+
+
+attention = Op("attention", _check, cpu=Kernel(_forward, _backward), gpu=_gpu)
 """softmax(Q . Kᵀ / sqrt(D)) . V for every head, each query over the keys of its own sequence.
 
 Parameters

@@ -34,7 +34,13 @@ def _forward(qkv: Array, *, n_heads: int, starts: Array, columns: Array, length:
     return maps, None
 
 
-attention_map = Op("attention_map", _check, cpu=Kernel(_forward, None), gpu=None)
+def _gpu() -> Kernel:
+    from lucid._gpu import attention_map
+
+    return Kernel(attention_map.forward, None)
+
+
+attention_map = Op("attention_map", _check, cpu=Kernel(_forward, None), gpu=_gpu)
 """softmax(Q . Kᵀ / sqrt(D)) as arrays of (query column, key column).
 
 Parameters
