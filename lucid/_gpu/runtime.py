@@ -61,12 +61,18 @@ class CuPy:
         key = (self.xp.cuda.runtime.getDevice(), source, kernel)
         function = self._kernels.get(key)
         if function is None:
-            module = self.xp.RawModule(code=source_text(source), options=OPTIONS, name_expressions=[kernel])
+            module = self.xp.RawModule(code=source_text(source), options=self._options(), name_expressions=[kernel])
             function = self._kernels[key] = module.get_function(kernel)
         if shared > SHARED_WITHOUT_ASKING and function.max_dynamic_shared_size_bytes < shared:
             function.max_dynamic_shared_size_bytes = shared
         # CuPy passes a NumPy number by value, and None not at all: a null pointer is a 64-bit zero.
         function(grid, block, tuple(np.uint64(0) if arg is None else arg for arg in args), shared_mem=shared)
+
+    def _options(self) -> tuple[str, ...]:
+        from cuda.pathfinder import find_nvidia_header_directory
+
+        folder = find_nvidia_header_directory("cudart")  # of NVIDIA's wheels, where there is no toolkit
+        return OPTIONS if folder is None else (*OPTIONS, f"-I{folder}")
 
     def gemm(self, a: Array, b: Array, out: Array, transpose_a: bool, transpose_b: bool, beta: float) -> None:
         """Multiply with cuBLAS, which thinks in columns: it is asked for outᵀ = bᵀ . aᵀ.
