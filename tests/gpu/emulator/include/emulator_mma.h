@@ -37,9 +37,15 @@ inline void load_matrices(uint32_t (&r)[4], const void* row, bool is_transposed,
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, HERE) { load_matrices(r, row, false, line); }
 inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, HERE) { load_matrices(r, row, true, line); }
 
-// A copy arrives when it is waited for: who reads before reads what was there.
+// A copy arrives when it is waited for: who reads before reads what was there. In the other order of threads it arrives at
+// once: who reads what was there before reads something else.
 inline void cp_async_16(void* shared, const void* global, bool valid = true, HERE) {
   if ((uintptr_t)shared % 16 || (uintptr_t)global % 16) emulator::fail("line %d: cp.async wants multiples of 16 bytes", line);
+  if (emulator::copies_at_once) {
+    memset(shared, 0, 16);
+    memcpy(shared, global, valid ? 16 : 0);
+    return;
+  }
   emulator::Fiber* f = emulator::current;
   if (f->n_copies == 64) emulator::fail("line %d: the emulator holds 64 copies of a thread", line);
   f->copies[f->n_copies++] = {shared, global, valid ? 16 : 0, f->group};
