@@ -72,9 +72,7 @@ def measure(n_threads: int, seconds: float) -> dict[str, Any]:
     for peak in peaks.values():
         peak.measure()
     names = ("layers", "width", "sequences", "length", "threads")
-    points = [
-        {**dict(zip(names, key, strict=True)), "flops": flops(*key[:4]), "seconds": min(times[json.dumps(key)])} for key in shapes
-    ]
+    points = [{**dict(zip(names, key, strict=True)), "flops": flops(*key[:4]), "seconds": min(times[json.dumps(key)])} for key in shapes]
     return {
         "instruction_set": isa,
         "gflops": {n: peak.gflops[isa] for n, peak in peaks.items() if peak.is_known},
@@ -107,7 +105,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
     if most in found["gflops"]:
         shares = [100 * p["flops"] / p["seconds"] / 1e9 / found["gflops"][most] for p in wide]
         width.plot([p["width"] for p in wide], shares, "o-", label=f"{most} threads")
-    width.set(xlabel="hidden width", ylabel="% of the FMA peak", ylim=(0, 100), title=f"12 layers, {_WIDTH_SHAPE[0]} x {_WIDTH_SHAPE[1]} tokens")
+    width.set(
+        xlabel="hidden width", ylabel="% of the FMA peak", ylim=(0, 100), title=f"12 layers, {_WIDTH_SHAPE[0]} x {_WIDTH_SHAPE[1]} tokens"
+    )
     for axes in (time, share, width):
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
@@ -117,7 +117,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     """Measure, write, draw."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.growth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=120, help="for all calls; two rounds are made in any case")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="the most; 1, 2, 4 and so on are measured")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="the folder for growth.json and growth.png")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,29 +23,6 @@ UPDATE = np.dtype(
 """`Update` of adamw.cu."""
 
 
-class Update(NamedTuple):
-    """What is done to one parameter.
-
-    Attributes
-    ----------
-    weight, m, v : array, float32, C-contiguous. Written.
-    d_weight : array, float32, of that shape
-    copy : array of that shape, float16 or bfloat16, or None. The weight in the type that kernels read; written.
-    lr, weight_decay : float
-    correction1, correction2 : float. 1 - beta^t.
-    """
-
-    weight: Array
-    d_weight: Array
-    m: Array
-    v: Array
-    copy: Array | None
-    lr: float
-    weight_decay: float
-    correction1: float
-    correction2: float
-
-
 def chunks_of(sizes: Sequence[int]) -> Any:
     """Return (parameter, chunk of it) for every block, int32, shape (n_blocks, 2)."""
     counts = [-(-size // CHUNK) for size in sizes]
@@ -54,14 +31,32 @@ def chunks_of(sizes: Sequence[int]) -> Any:
     return np.stack([which, np.arange(len(which)) - np.repeat(starts, counts)], axis=1).astype(np.int32)
 
 
-def adamw_steps(
-    updates: Sequence[Update], *, betas: tuple[float, float], eps: float, share: float = 1.0, max_norm: float | None = None
-) -> Array:
+def _table(rows: Sequence[Sequence[Any]]) -> tuple[Array, Array]:
+    """Return rows of `UPDATE` and the chunks of their parameters, on the GPU."""
+    table = np.array([tuple(row) for row in rows], UPDATE)
+    return xp.asarray(table.view(np.uint8)), xp.asarray(chunks_of(table["n"].tolist()))
+
+
+def _norm(table: Array, chunks: Array, share: float, max_norm: float | None) -> Array:
+    sums, norm = empty((len(chunks),), np.float64), empty((2,), np.float64)
+    launch("adamw", "square_sums", len(chunks), THREADS, (table, chunks, sums))
+    most = np.float64(math.inf if max_norm is None else max_norm)
+    launch("adamw", "gradient_norm", 1, 1024, (sums, norm, np.float64(share), most, np.int32(len(chunks))))
+    return norm
+
+
+def gradient_norm(gradients: Sequence[Array]) -> Array:
+    """Return the Euclidean norm of float32 arrays together, float64, shape (2,): the first of two numbers."""
+    gradients = [contiguous(gradient) for gradient in gradients]
+    return _norm(*_table([(0, gradient.data.ptr, 0, 0, 0, gradient.size, 0, 0, 0, 0) for gradient in gradients]), 1.0, None)
+
+
+def adamw_steps(updates: Sequence[Any], *, betas: tuple[float, float], eps: float, share: float, max_norm: float | None) -> Array:
     """Update parameters in place, unless a gradient is not finite.
 
     Parameters
     ----------
-    updates : sequence of Update
+    updates : sequence of `lucid.ops.adamw.Update`
     betas, eps : as for AdamW
     share : float. Gradients count multiplied by it.
     max_norm : float, optional. They are scaled so that their norm together is at most this.
@@ -71,18 +66,14 @@ def adamw_steps(
     norm : array, float64, shape (2,). Of all gradients together, before clipping; and what they were multiplied by.
     """
     gradients = [contiguous(update.d_weight) for update in updates]
-    table = np.zeros(len(updates), UPDATE)
-    for row, update, gradient in zip(table, updates, gradients, strict=True):
-        for name, array in (("weight", update.weight), ("d_weight", gradient), ("m", update.m), ("v", update.v), ("copy", update.copy)):
-            row[name] = 0 if array is None else array.data.ptr
-        row["n"], row["keep"], row["rate"] = update.weight.size, 1 - update.lr * update.weight_decay, update.lr / update.correction1
-        row["root"] = 1 / math.sqrt(update.correction2)
-        row["copy_is_half"] = update.copy is not None and update.copy.dtype == np.float16
-    on_device, chunks = xp.asarray(table.view(np.uint8)), chunks_of([update.weight.size for update in updates])
-    sums, norm, n, chunks = empty((len(chunks),), np.float64), empty((2,), np.float64), len(chunks), xp.asarray(chunks)
-    launch("adamw", "square_sums", n, THREADS, (on_device, chunks, sums))
-    most = math.inf if max_norm is None else max_norm
-    launch("adamw", "gradient_norm", 1, 1024, (sums, norm, np.float64(share), np.float64(most), np.int32(n)))
+    rows = []
+    for update, gradient in zip(updates, gradients, strict=True):
+        places = [0 if array is None else array.data.ptr for array in (update.weight, gradient, update.m, update.v, update.copy)]
+        rate, root = update.lr / (1 - betas[0] ** update.step), 1 / math.sqrt(1 - betas[1] ** update.step)
+        is_half = update.copy is not None and update.copy.dtype == np.float16
+        rows.append((*places, update.weight.size, 1 - update.lr * update.weight_decay, rate, root, is_half))
+    table, chunks = _table(rows)
+    norm = _norm(table, chunks, share, max_norm)
     rates = (np.float32(rate) for rate in (*betas, 1 - betas[0], 1 - betas[1], eps))
-    launch("adamw", "adamw_step", n, THREADS, (on_device, chunks, norm, *rates))
+    launch("adamw", "adamw_step", len(chunks), THREADS, (table, chunks, norm, *rates))
     return norm

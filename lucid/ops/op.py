@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lucid._ext._memory import Memory
+from lucid.device import is_on_gpu
 
 _ARRAY_TYPES = (np.ndarray, np.memmap)
 
@@ -103,11 +104,6 @@ class RowsGradient:
         total = np.zeros_like(self.values, shape=self.shape)
         total[self.rows] = self.values
         return total
-
-
-def is_on_gpu(array: Array) -> bool:
-    """Return whether an array lives on the GPU."""
-    return type(array) not in _ARRAY_TYPES and hasattr(type(array), "__cuda_array_interface__")
 
 
 def stored_type(array: Array) -> Any:

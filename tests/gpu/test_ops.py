@@ -13,7 +13,7 @@ from reference import STEEPEST
 from gpu.cases import ROUNDING, WORSE, dense, host, moved, on_gpu, rounded
 from gpu.emulator import DeviceArray, Emulator
 from lucid._gpu.columns import ROWS_AT_ONCE
-from lucid._gpu.runtime import xp
+from lucid._gpu.runtime import dtype_of, xp
 from lucid.ops.activation import activation
 from lucid.ops.dropout import dropout
 from lucid.ops.linear import linear
@@ -103,7 +103,7 @@ def gradients(case: GradientCase, call: Any, d_out: np.ndarray, dtype: str) -> l
     kernel = case.op.on(result)
     assert kernel.backward is not None
     found = kernel.backward(saved, xp.asarray(d_out.astype(result.dtype)))
-    assert all(g is None or g.dtype == np.float32 or g.dtype == result.dtype for g in found if not hasattr(g, "add_to"))
+    assert all(g is None or g.dtype in (np.float32, dtype_of(dtype)) for g in found if not hasattr(g, "add_to"))
     return [g if g is None else dense(g).astype(np.float32) for g in found]
 
 

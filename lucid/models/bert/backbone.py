@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lucid.autograd import apply, recompute
+from lucid.device import device_of
 from lucid.models.bert.config import BERTConfig
 from lucid.models.bert.embed import Embed
 from lucid.models.bert.packing import PackedBatch, TokenRows, pack
@@ -66,7 +67,7 @@ class BERTEmbeddings(Module):
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Return the first hidden state, (T, C)."""
-        words = self.word_embeddings.table() if batch.embeds is None else batch.embeds
+        words = self.word_embeddings.table() if batch.embeds is None else self._as_words(batch.embeds)
         x: Tensor = apply(
             embedding,
             words,
@@ -80,6 +81,15 @@ class BERTEmbeddings(Module):
             eps=self.layer_norm.eps,
         )
         return self.dropout(x, batch)  # type: ignore[no-any-return]
+
+    def _as_words(self, embeds: Tensor) -> Tensor:
+        """Return vectors in place of words where the tables are, in their type."""
+        tables = self.position_embeddings.weight.operand
+        if device_of(tables) == embeds.device and tables.dtype == embeds.dtype:
+            return embeds
+        if embeds.requires_grad:
+            raise TypeError(f"inputs_embeds can get a gradient as {tables.dtype} on the {device_of(tables)}, where the model is")
+        return embeds.to(device_of(tables)).to(tables.dtype)
 
 
 class BERTAttention(Module):
@@ -325,6 +335,7 @@ class BERT(PretrainedModel, Embed):
         old = self.embeddings.word_embeddings
         values = resized(old, n_words, self.config.initializer_range)
         self.embeddings.word_embeddings = Embedding(n_words, self.config.hidden_size, lambda _: values["weight"])
+        self.embeddings.word_embeddings.weight.move_like(old.weight)
         return self.embeddings.word_embeddings
 
     def get_output_embeddings(self) -> None:
@@ -356,7 +367,7 @@ def resized(table: Embedding | Linear, n_rows: int, std: float) -> dict[str, Any
     """Return the values of a table's parameters with rows cut off, or new ones added as in a new model."""
     values = {}
     for name, parameter in table.named_parameters():
-        old = parameter.array
+        old = parameter.numpy()
         new = init.normal(std if name == "weight" else 0.0)((n_rows, *parameter.shape[1:]))
         new[: len(old)] = old[:n_rows]
         values[name] = new
