@@ -340,7 +340,7 @@ __global__ void __launch_bounds__(THREADS) attention_backward_keys(
   const PairDropout drop = PAIR_DROPOUT;
   DYNAMIC_SHARED(T, k_tile);
   __shared__ float tile_lse[2][QUERIES], tile_delta[2][QUERIES];
-  __shared__ int columns[2][QUERIES];
+  __shared__ int columns[2][QUERIES];  // of queries, for dropout
   T *v_tile = k_tile + TILE * D, *q_tiles = v_tile + TILE * D, *d_out_tiles = q_tiles + 2 * QUERIES * D;
   const Place at = place_of(tiles, n_heads, key_starts, query_starts, key_starts);
   const int column = at.head * D, n_tiles = (at.n_queries + QUERIES - 1) / QUERIES;

@@ -26,6 +26,9 @@ inline void load_matrices(uint32_t (&r)[4], const void* row, bool is_transposed,
   const unsigned char* given = emulator::meet(0xffffffffu, &row, sizeof row, line);
   const int g = emulator::current->lane / 4, t = emulator::current->lane % 4;
   for (int m = 0; m < 4; ++m) {
+    unsigned banks = 0;  // of 16 bytes, eight of them: a matrix is read at once if its rows lie in different ones
+    for (int i = 0; i < 8; ++i) banks |= 1u << (uintptr_t)given_by<const void*>(given, 8 * m + i) / 16 % 8;
+    if (banks != 0xff) emulator::fail("line %d: rows of one matrix in the same banks of shared memory", line);
     uint16_t pair[2];
     for (int i = 0; i < 2; ++i) {
       const int y = is_transposed ? 2 * t + i : g, x = is_transposed ? g : 2 * t + i;
