@@ -23,7 +23,7 @@ C_TYPES = {"float32": "float", "float16": "__half", "bfloat16": "__nv_bfloat16"}
 """Types of stored numbers, as NumPy and as CUDA call them. Arithmetic is in float32."""
 
 OPTIONS = ("-std=c++17",)
-SHARED_WITHOUT_ASKING = 48 << 10  # bytes of dynamic shared memory that a block may have unasked
+SHARED_WITHOUT_ASKING = 48 << 10  # bytes of shared memory that a block may have unasked
 
 _FOLDER = Path(__file__).parent
 
@@ -63,7 +63,7 @@ class CuPy:
         if function is None:
             module = self.xp.RawModule(code=source_text(source), options=self._options(), name_expressions=[kernel])
             function = self._kernels[key] = module.get_function(kernel)
-        if shared > SHARED_WITHOUT_ASKING and function.max_dynamic_shared_size_bytes < shared:
+        if shared + function.shared_size_bytes > SHARED_WITHOUT_ASKING and function.max_dynamic_shared_size_bytes < shared:
             function.max_dynamic_shared_size_bytes = shared
         # CuPy passes a NumPy number by value, and None not at all: a null pointer is a 64-bit zero.
         function(grid, block, tuple(np.uint64(0) if arg is None else arg for arg in args), shared_mem=shared)
