@@ -58,6 +58,14 @@ def is_on_gpu(array: Any) -> bool:
     return not isinstance(array, np.ndarray) and hasattr(type(array), "__cuda_array_interface__") and hasattr(type(array), "get")
 
 
+def stored_type(array: Any) -> Any:
+    """Return the type that an op wants of its matrices: float32; on the GPU also float16 or bfloat16, if `array` is of that type.
+
+    Vectors, such as biases and the gain of a normalisation, are float32 in any case.
+    """
+    return array.dtype if is_on_gpu(array) and array.dtype.name in ("float16", "bfloat16") else np.float32
+
+
 def device_of(array: Any) -> Device:
     """Return the device of a NumPy or CuPy array."""
     return "gpu" if is_on_gpu(array) else "cpu"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lucid.device import Device, check_device, device_of, is_on_gpu, moved, on_host
+from lucid.device import Device, check_device, device_of, is_on_gpu, moved, on_host, stored_type
 from lucid.threads import in_forked_child
 
 _accumulating = threading.Lock()
@@ -37,7 +37,7 @@ class Tensor:
     device : {"cpu", "gpu"}, optional
         Default: where `data` is.
     requires_grad : bool
-        Whether `backward` is to fill `grad`; for float32 only.
+        Whether `backward` is to fill `grad`; for float32 only, and half precision on the GPU.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class Tensor:
         self._array: Any = as_array(data, dtype)
         if device is not None:
             self._array = moved(self._array, check_device(device))
-        if requires_grad and self._array.dtype != np.float32:
+        if requires_grad and self._array.dtype != stored_type(self._array):
             raise TypeError(f"only float32 tensors have gradients, not {self._array.dtype}: pass dtype=numpy.float32")
 
     @property

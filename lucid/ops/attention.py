@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op, aligned, empty, rows_contiguous, want, want_stream
+from lucid.ops.op import Array, Kernel, Op, aligned, empty, rows_contiguous, stored_type, want, want_stream
 from lucid.random import check_seed
 from lucid.threads import get_num_threads
 
@@ -53,14 +53,14 @@ def _check(
     query_starts: Array | None = None,
     dropout: AttentionDropout | None = None,
 ) -> None:
-    want("attention", "queries", queries, np.float32, (None, None))
+    want("attention", "queries", queries, stored_type(queries), (None, None))
     n_queries, width = queries.shape
     if keys_values is None:
         if width % 3:
             raise ValueError(f"attention: without keys_values, queries holds Q, K and V side by side: its width {width} must be 3 * C")
         width //= 3
     else:
-        want("attention", "keys_values", keys_values, np.float32, (None, 2 * width))
+        want("attention", "keys_values", keys_values, queries.dtype, (None, 2 * width))
     if n_heads < 1 or width % n_heads:
         raise ValueError(f"attention: width {width} must be a multiple of n_heads {n_heads}")
     want_starts("attention", "key_starts", key_starts, n_queries if keys_values is None else keys_values.shape[0])

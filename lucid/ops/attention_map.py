@@ -6,11 +6,11 @@ import numpy as np
 
 from lucid.ops.attention import want_starts
 from lucid.ops.linear import linear
-from lucid.ops.op import Array, Kernel, Op, want, want_ids
+from lucid.ops.op import Array, Kernel, Op, stored_type, want, want_ids
 
 
 def _check(qkv: Array, *, n_heads: int, starts: Array, columns: Array, length: int) -> None:
-    want("attention_map", "qkv", qkv, np.float32, (None, None))
+    want("attention_map", "qkv", qkv, stored_type(qkv), (None, None))
     want_starts("attention_map", "starts", starts, qkv.shape[0])
     want("attention_map", "columns", columns, np.int32, (qkv.shape[0],))
     want_ids("attention_map", "columns", columns, length)

@@ -11,6 +11,7 @@ import numpy as np
 
 from lucid._ext._memory import Memory
 from lucid.device import is_on_gpu
+from lucid.device import stored_type as stored_type
 
 _ARRAY_TYPES = (np.ndarray, np.memmap)
 
@@ -104,14 +105,6 @@ class RowsGradient:
         total = np.zeros_like(self.values, shape=self.shape)
         total[self.rows] = self.values
         return total
-
-
-def stored_type(array: Array) -> Any:
-    """Return the type that an op wants of its matrices: float32; on the GPU also float16 or bfloat16, if `array` is of that type.
-
-    Vectors, such as biases and the gain of a normalisation, are float32 in any case.
-    """
-    return array.dtype if is_on_gpu(array) and array.dtype.name in ("float16", "bfloat16") else np.float32
 
 
 def want(op: str, name: str, array: Array, dtype: Any, shape: tuple[int | None, ...]) -> None:

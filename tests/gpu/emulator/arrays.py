@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from types import EllipsisType
+from types import EllipsisType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
     itemsize = property(lambda self: self.host.itemsize)
     flags = property(lambda self: self.host.flags)
     T = property(lambda self: DeviceArray(self.host.T))
+    data = property(lambda self: SimpleNamespace(ptr=self.host.ctypes.data))
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
