@@ -16,6 +16,22 @@ class DeviceError(RuntimeError):
     """A device that cannot be used here; the message says what is missing."""
 
 
+class DeviceMemoryError(MemoryError):
+    """The GPU has no room; the message says for what, and what may fit."""
+
+
+def is_out_of_memory(error: MemoryError) -> bool:
+    """Return whether an error is CuPy's, which found no memory on the GPU."""
+    return type(error).__name__ == "OutOfMemoryError"
+
+
+def gpu_memory() -> tuple[int, int]:
+    """Return how many bytes of the GPU are free, and how many there are."""
+    from lucid._gpu import runtime
+
+    return runtime.memory()
+
+
 def gpu_status() -> str:
     """Say in one line whether ``device="gpu"`` can be used, and if not, why."""
     from lucid._gpu import runtime

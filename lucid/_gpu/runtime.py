@@ -46,6 +46,9 @@ class Backend(Protocol):
     def status(self) -> str:
         """Say what device there is."""
 
+    def memory(self) -> tuple[int, int]:
+        """Return how many bytes are free, and how many there are."""
+
 
 class CuPy:
     """CuPy on the current CUDA device."""
@@ -123,6 +126,12 @@ class CuPy:
         version = runtime.runtimeGetVersion()
         return f"{name}, CuPy {self.xp.__version__}, CUDA {version // 1000}.{version % 1000 // 10}"
 
+    def memory(self) -> tuple[int, int]:
+        """Return the device's free bytes, with what the pool holds unused, and all its bytes, or those that the pool may take."""
+        pool = self.xp.get_default_memory_pool()
+        free, n_bytes = self.xp.cuda.runtime.memGetInfo()
+        return free + pool.free_bytes(), pool.get_limit() or n_bytes
+
 
 _CUDA_TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}  # cudaDataType
 _COMPUTE_32F, _GEMM_DEFAULT = 68, -1  # cublasComputeType_t: sums in float32, no TF32; cublasGemmAlgo_t
@@ -175,6 +184,11 @@ def status() -> str:
         ImportError without CuPy, and of CuPy's own where there is no driver or no GPU.
     """
     return backend().status()
+
+
+def memory() -> tuple[int, int]:
+    """Return how many bytes of the GPU are free, and how many there are."""
+    return backend().memory()
 
 
 def dtype_of(name: str) -> np.dtype[Any]:

@@ -31,14 +31,15 @@ def real_gpu() -> Any:
 
 
 @pytest.fixture
-def emulated(request: pytest.FixtureRequest) -> Iterator[Emulator]:
+def emulated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
     """An emulated GPU in CuPy's place."""
     if not has_compiler():
         pytest.skip("the emulator wants a g++")
     if not _emulators:
-        assert request.config.cache is not None
-        _emulators.append(Emulator(request.config.cache.mkdir("emulated_kernels")))
+        cache = getattr(request.config, "cache", None)
+        _emulators.append(Emulator(tmp_path_factory.mktemp("kernels") if cache is None else cache.mkdir("emulated_kernels")))
     emulator = _emulators[0]
+    emulator.xp.n_free = emulator.xp.n_bytes
     before = runtime.set_backend(emulator)
     yield emulator
     emulator.is_reversed = False

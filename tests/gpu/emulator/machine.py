@@ -50,6 +50,10 @@ class Emulator:
         """Name the GPU."""
         return "an emulated GPU"
 
+    def memory(self) -> tuple[int, int]:
+        """Return free bytes and all bytes."""
+        return self.xp.n_free, self.xp.n_bytes
+
     def launch(self, source: str, kernel: str, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int) -> None:
         """Run a kernel; see `lucid._gpu.runtime.launch`.
 
