@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -106,6 +107,15 @@ def moved(array: Any, device: Device) -> Any:
 def on_host(array: Any) -> Any:
     """Return an array as one of NumPy's, to be read only: itself, or a copy of one on the GPU."""
     return moved(array, "cpu")
+
+
+def read_later(array: Any) -> Callable[[], Any]:
+    """Return the function that returns an array as one of NumPy's, and waits only for what was asked of the GPU until now."""
+    if not is_on_gpu(array):
+        return lambda: array
+    from lucid._gpu import runtime
+
+    return runtime.read_later(array)
 
 
 def real_type(name: str) -> np.dtype[Any]:

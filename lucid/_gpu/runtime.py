@@ -10,7 +10,7 @@ import itertools
 import re
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,6 +39,9 @@ class Backend(Protocol):
 
     def gemm(self, a: Array, b: Array, out: Array, transpose_a: bool, transpose_b: bool, beta: float) -> None:
         """Multiply."""
+
+    def read_later(self, array: Array) -> Callable[[], np.ndarray[Any, Any]]:
+        """Start copying an array to the host."""
 
     def status(self) -> str:
         """Say what device there is."""
@@ -106,6 +109,21 @@ class CuPy:
             _COMPUTE_32F,
             _GEMM_DEFAULT,
         )
+
+    def read_later(self, array: Array) -> Callable[[], np.ndarray[Any, Any]]:
+        """Start copying an array to the host, behind what is queued now; what is queued later need not be waited for."""
+        import cupyx
+
+        values: np.ndarray[Any, Any] = cupyx.empty_pinned(array.shape, array.dtype)
+        array.get(out=values, blocking=False)
+        event = self.xp.cuda.Event(disable_timing=True)
+        event.record()
+
+        def wait() -> np.ndarray[Any, Any]:
+            event.synchronize()
+            return values
+
+        return wait
 
     def status(self) -> str:
         """Name the GPU, and the versions of CuPy and CUDA."""
@@ -258,6 +276,11 @@ def launch(
 def _triple(n: Sequence[int] | int) -> tuple[int, int, int]:
     x, y, z, *_ = (*((n,) if isinstance(n, int) else n), 1, 1)
     return int(x), int(y), int(z)
+
+
+def read_later(array: Array) -> Callable[[], np.ndarray[Any, Any]]:
+    """Start copying an array to the host; return the function that waits for that, not for what is queued later, and returns the copy."""
+    return backend().read_later(array)
 
 
 def gemm(a: Array, b: Array, out: Array | None = None, *, transpose_a: bool = False, transpose_b: bool = False, beta: float = 0.0) -> Array:

@@ -75,7 +75,7 @@ def test_kernels_are_compiled_once_and_launched(cupy: CuPy, monkeypatch: pytest.
     made, launched = [], []
 
     class Function:
-        max_dynamic_shared_size_bytes = 48 << 10
+        max_dynamic_shared_size_bytes, shared_size_bytes = 48 << 10, 0
 
         def __call__(self, grid: Any, block: Any, args: Any, shared_mem: int) -> None:
             launched.append((grid, block, args, shared_mem, self.max_dynamic_shared_size_bytes))
