@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,22 @@ _INSTALL = "pip install 'lucid-bert[gpu]' for CUDA 13, or 'lucid-bert[gpu12]' fo
 
 class DeviceError(RuntimeError):
     """A device that cannot be used here; the message says what is missing."""
+
+
+class DeviceMemoryError(MemoryError):
+    """The GPU has no room; the message says for what, and what may fit."""
+
+
+def is_out_of_memory(error: MemoryError) -> bool:
+    """Return whether an error is CuPy's, which found no memory on the GPU."""
+    return type(error).__name__ == "OutOfMemoryError"
+
+
+def gpu_memory() -> tuple[int, int]:
+    """Return how many bytes of the GPU are free, and how many there are."""
+    from lucid._gpu import runtime
+
+    return runtime.memory()
 
 
 def gpu_status() -> str:
@@ -90,6 +107,15 @@ def moved(array: Any, device: Device) -> Any:
 def on_host(array: Any) -> Any:
     """Return an array as one of NumPy's, to be read only: itself, or a copy of one on the GPU."""
     return moved(array, "cpu")
+
+
+def read_later(array: Any) -> Callable[[], Any]:
+    """Return the function that returns an array as one of NumPy's, and waits only for what was asked of the GPU until now."""
+    if not is_on_gpu(array):
+        return lambda: array
+    from lucid._gpu import runtime
+
+    return runtime.read_later(array)
 
 
 def real_type(name: str) -> np.dtype[Any]:

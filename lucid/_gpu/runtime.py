@@ -10,7 +10,7 @@ import itertools
 import re
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,8 +40,14 @@ class Backend(Protocol):
     def gemm(self, a: Array, b: Array, out: Array, transpose_a: bool, transpose_b: bool, beta: float) -> None:
         """Multiply."""
 
+    def read_later(self, array: Array) -> Callable[[], np.ndarray[Any, Any]]:
+        """Start copying an array to the host."""
+
     def status(self) -> str:
         """Say what device there is."""
+
+    def memory(self) -> tuple[int, int]:
+        """Return how many bytes are free, and how many there are."""
 
 
 class CuPy:
@@ -58,12 +64,18 @@ class CuPy:
         key = (self.xp.cuda.runtime.getDevice(), source, kernel)
         function = self._kernels.get(key)
         if function is None:
-            module = self.xp.RawModule(code=source_text(source), options=OPTIONS, name_expressions=[kernel])
+            module = self.xp.RawModule(code=source_text(source), options=self._options(), name_expressions=[kernel])
             function = self._kernels[key] = module.get_function(kernel)
         if shared + function.shared_size_bytes > SHARED_WITHOUT_ASKING and function.max_dynamic_shared_size_bytes < shared:
             function.max_dynamic_shared_size_bytes = shared
         # CuPy passes a NumPy number by value, and None not at all: a null pointer is a 64-bit zero.
         function(grid, block, tuple(np.uint64(0) if arg is None else arg for arg in args), shared_mem=shared)
+
+    def _options(self) -> tuple[str, ...]:
+        from cuda.pathfinder import find_nvidia_header_directory
+
+        folder = find_nvidia_header_directory("cudart")  # of NVIDIA's wheels, where there is no toolkit
+        return OPTIONS if folder is None else (*OPTIONS, f"-I{folder}")
 
     def gemm(self, a: Array, b: Array, out: Array, transpose_a: bool, transpose_b: bool, beta: float) -> None:
         """Multiply with cuBLAS, which thinks in columns: it is asked for outᵀ = bᵀ . aᵀ.
@@ -98,12 +110,33 @@ class CuPy:
             _GEMM_DEFAULT,
         )
 
+    def read_later(self, array: Array) -> Callable[[], np.ndarray[Any, Any]]:
+        """Start copying an array to the host, behind what is queued now; what is queued later need not be waited for."""
+        import cupyx
+
+        values: np.ndarray[Any, Any] = cupyx.empty_pinned(array.shape, array.dtype)
+        array.get(out=values, blocking=False)
+        event = self.xp.cuda.Event(disable_timing=True)
+        event.record()
+
+        def wait() -> np.ndarray[Any, Any]:
+            event.synchronize()
+            return values
+
+        return wait
+
     def status(self) -> str:
         """Name the GPU, and the versions of CuPy and CUDA."""
         runtime = self.xp.cuda.runtime
         name = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
         version = runtime.runtimeGetVersion()
         return f"{name}, CuPy {self.xp.__version__}, CUDA {version // 1000}.{version % 1000 // 10}"
+
+    def memory(self) -> tuple[int, int]:
+        """Return the device's free bytes, with what the pool holds unused, and all its bytes, or those that the pool may take."""
+        pool = self.xp.get_default_memory_pool()
+        free, n_bytes = self.xp.cuda.runtime.memGetInfo()
+        return free + pool.free_bytes(), pool.get_limit() or n_bytes
 
 
 _CUDA_TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}  # cudaDataType
@@ -157,6 +190,11 @@ def status() -> str:
         ImportError without CuPy, and of CuPy's own where there is no driver or no GPU.
     """
     return backend().status()
+
+
+def memory() -> tuple[int, int]:
+    """Return how many bytes of the GPU are free, and how many there are."""
+    return backend().memory()
 
 
 def dtype_of(name: str) -> np.dtype[Any]:
@@ -238,6 +276,11 @@ def launch(
 def _triple(n: Sequence[int] | int) -> tuple[int, int, int]:
     x, y, z, *_ = (*((n,) if isinstance(n, int) else n), 1, 1)
     return int(x), int(y), int(z)
+
+
+def read_later(array: Array) -> Callable[[], np.ndarray[Any, Any]]:
+    """Start copying an array to the host; return the function that waits for that, not for what is queued later, and returns the copy."""
+    return backend().read_later(array)
 
 
 def gemm(a: Array, b: Array, out: Array | None = None, *, transpose_a: bool = False, transpose_b: bool = False, beta: float = 0.0) -> Array:

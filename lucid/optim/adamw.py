@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from lucid.device import is_on_gpu, moved, on_host
+from lucid.device import is_on_gpu, moved, on_host, read_later
 from lucid.nn import LayerNorm, Module, Parameter
 from lucid.ops.adamw import Update, adamw_step, adamw_steps
 from lucid.ops.op import want
@@ -53,10 +53,10 @@ class _Moments:
 
 @dataclass(slots=True)
 class _Unsettled:
-    """A step on the GPU that nobody has waited for: its loss and norm, whose moments it counted in, and how it is called."""
+    """A step on the GPU that nobody has waited for: how to read its loss and norm, whose moments it counted in, and how it is called."""
 
-    loss: Any
-    norm: Any
+    loss: Callable[[], Any] | None
+    norm: Callable[[], Any] | None
     moments: list[_Moments]
     where: str
 
@@ -210,7 +210,7 @@ class AdamW:
         return moments
 
     def _step_on_gpu(self, loss: Any, batch: object, share: float) -> Tensor:
-        self._unsettled = _Unsettled(loss, None, [], self._where(batch))
+        self._unsettled = _Unsettled(None, None, [], self._where(batch))
         updates = []
         with ExitStack() as writing:
             for group in self.groups:
@@ -226,7 +226,10 @@ class AdamW:
         self.n_steps += 1
         for moments in self._unsettled.moments:
             moments.n_updates += 1
-        self._unsettled.norm = norm
+        # Read by the next step, which need not wait for what is queued until then.
+        self._unsettled.norm = read_later(norm)
+        if isinstance(loss, Tensor):
+            self._unsettled.loss = read_later(loss.array)
         return Tensor(norm)
 
     def settle(self) -> None:
@@ -240,7 +243,7 @@ class AdamW:
         last, self._unsettled = self._unsettled, None
         if last is None or last.norm is None:
             return
-        norm, loss = float(last.norm), 0.0 if last.loss is None else float(last.loss)
+        norm, loss = float(last.norm()), 0.0 if last.loss is None else float(last.loss())
         if math.isfinite(norm):
             if not math.isfinite(loss):
                 raise NonFiniteError(f"the loss was {loss} {last.where}; its gradients were finite, and the step was made")

@@ -39,6 +39,7 @@ def emulated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         cache = getattr(request.config, "cache", None)
         _emulators.append(Emulator(tmp_path_factory.mktemp("kernels") if cache is None else cache.mkdir("emulated_kernels")))
     emulator = _emulators[0]
+    emulator.xp.n_free = emulator.xp.n_bytes
     before = runtime.set_backend(emulator)
     yield emulator
     emulator.is_reversed = False

@@ -213,3 +213,23 @@ def test_the_gradient_takes_the_place_of_the_logits(device: Any, rng: np.random.
     assert_within(row.get(), want, 1e-6)
     assert np.array_equal(logits.get()[:, 37:], wide[:, 37:])
     assert losses.get()[1] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_berts_vocabulary_over_two_chunks(dtype: str, device: Any, rng: np.random.Generator) -> None:
+    """Rows of logits that no block takes in one go, and 33 million of them."""
+    n_rows = decoder.ROWS_AT_ONCE + 77
+    x, weight, bias, labels = _problem(rng, dtype, n_rows, 30522, 16)
+    want = _exact(x, weight, bias, labels, np.full(n_rows, 1 / n_rows))
+    arrays = [runtime.xp.asarray(array) for array in (x, weight, bias)]
+    loss, gradients = decoder.loss(*arrays, labels=labels, divisor=n_rows, keep=True)
+    assert abs(float(loss) / want["losses"].mean() - 1) < 1e-6
+    for name, got in zip(("d_x", "d_weight", "d_bias"), host(gradients), strict=True):
+        error = np.linalg.norm(got.astype(np.float64) - want[name]) / np.linalg.norm(want[name])
+        assert error < max(2e-6, 2 * ROUNDING[dtype]), name
+    (values, ids, lse), _ = decoder.top_k(*arrays, k=5, keep=False)
+    logits = x.astype(np.float64) @ weight.astype(np.float64).T + bias
+    assert np.abs(np.take_along_axis(logits, ids.get().astype(np.intp), 1) - values.get()).max() < 1e-4
+    assert np.abs(-np.sort(-logits, axis=1)[:, :5] - values.get()).max() < 1e-4
+    assert np.abs(lse.get() - logits[np.arange(n_rows), labels] - want["losses"]).max() < 1e-4

@@ -17,6 +17,7 @@ from lucid.device import device_of
 from lucid.models.bert.config import BERTConfig
 from lucid.models.bert.embed import Embed
 from lucid.models.bert.packing import PackedBatch, TokenRows, pack
+from lucid.models.bert.room import room_for
 from lucid.models.pretrained import PretrainedModel, folder_has_pooler
 from lucid.nn import Dropout, Embedding, LayerNorm, Linear, Module, ModuleList, init
 from lucid.ops.attention import AttentionDropout, attention
@@ -248,7 +249,8 @@ class BERT(PretrainedModel, Embed):
         """Return the last hidden state of the packed tokens, (T, C), or of `rows`, (P, C)."""
         if rows is not None and len(rows.index) == batch.n_tokens:
             rows = None
-        hidden: Tensor = self.encoder(self.embeddings(batch), batch, rows, trace)
+        with room_for(self, batch):
+            hidden: Tensor = self.encoder(self.embeddings(batch), batch, rows, trace)
         if trace is not None:
             trace.hidden_states = [unpack(state, batch) for state in [*trace.hidden_states, hidden]]
         return hidden

@@ -110,6 +110,10 @@ def wrapped(value: Any) -> Any:
     return tuple(map(wrapped, value)) if isinstance(value, tuple) else value
 
 
+class OutOfMemoryError(MemoryError):
+    """As CuPy's."""
+
+
 class ArrayModule:
     """The functions of NumPy that CuPy has too, on arrays of the emulated GPU."""
 
@@ -118,6 +122,8 @@ class ArrayModule:
         "cumsum add multiply maximum minimum exp log sqrt isfinite any all broadcast_to repeat searchsorted square copyto".split()
     )
     __version__ = "emulated"
+    n_bytes = n_free = 1 << 40
+    """All bytes, and those that `empty` may still take: set it lower to see what happens without room."""
     ndarray = DeviceArray
 
     def __getattr__(self, name: str) -> Any:
@@ -134,6 +140,9 @@ class ArrayModule:
         """Return an array of NaN, or of a large number: what nobody wrote is seen."""
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         dtype = np.dtype(dtype)
+        self.n_free -= math.prod(shape) * dtype.itemsize
+        if self.n_free < 0:
+            raise OutOfMemoryError(f"Out of memory allocating {math.prod(shape) * dtype.itemsize:,} bytes.")
         return DeviceArray(
             np.full(math.prod(shape) * dtype.itemsize, 0xFF if dtype.kind in "fV" else 0x7B, np.uint8).view(dtype).reshape(shape)
         )
