@@ -164,7 +164,9 @@ def tiles_of(starts: bytes, other_starts: bytes) -> np.ndarray[Any, Any]:
     sequences = np.repeat(np.arange(len(n_tiles)), n_tiles)
     places = np.arange(len(sequences)) - np.repeat(np.cumsum(n_tiles) - n_tiles, n_tiles)
     order = np.argsort(-np.diff(others)[sequences], kind="stable")
-    return np.ascontiguousarray(np.stack([sequences, own[sequences] + TILE * places], axis=1)[order], np.int32)
+    tiles = np.ascontiguousarray(np.stack([sequences, own[sequences] + TILE * places], axis=1)[order], np.int32)
+    tiles.flags.writeable = False  # others get the same array
+    return tiles
 
 
 # Launches
