@@ -238,6 +238,13 @@ def test_the_gradient_of_the_key_bias_is_zero(device: Any, rng: np.random.Genera
     assert np.abs(d_k).max() < 1e-6 * np.abs(d_q).max()
 
 
+def test_starts_on_the_gpu_are_refused(emulated: Emulator, rng: np.random.Generator) -> None:
+    """The grid is made from them: the host would have to wait."""
+    (qkv,), params, _ = _problem(rng, "float32", 1, 32, (5, 3), None, None)
+    with pytest.raises(TypeError, match="attention: key_starts must be a NumPy array"):
+        attention(runtime.xp.asarray(qkv), **{**params, "key_starts": runtime.xp.asarray(params["key_starts"])})
+
+
 def test_the_host_waits_for_nothing(emulated: Emulator, rng: np.random.Generator) -> None:
     arrays, params, d_out = _problem(rng, "bfloat16", 1, 32, (5, 3), None, 0.1)
     placed, d_out = [runtime.xp.asarray(array) for array in arrays], runtime.xp.asarray(d_out)
