@@ -340,9 +340,12 @@ __global__ void __launch_bounds__(THREADS) attention_backward_keys(
   constexpr int QUERIES = OTHERS<D>;
   const PairDropout drop = PAIR_DROPOUT;
   DYNAMIC_SHARED(T, k_tile);
-  __shared__ float tile_lse[2][QUERIES], tile_delta[2][QUERIES];
-  __shared__ int columns[2][QUERIES];  // of queries, for dropout
   T *v_tile = k_tile + TILE * D, *q_tiles = v_tile + TILE * D, *d_out_tiles = q_tiles + 2 * QUERIES * D;
+  struct Numbers {
+    float lse[QUERIES], delta[QUERIES];
+    int columns[QUERIES];
+  };
+  Numbers* numbers = reinterpret_cast<Numbers*>(d_out_tiles + 2 * QUERIES * D);  // of the two tiles of queries
   const Place at = place_of(tiles, n_heads, key_starts, query_starts, key_starts);
   const int column = at.head * D, n_tiles = (at.n_queries + QUERIES - 1) / QUERIES;
   const int64_t stride = int64_t(n_heads) * D;
@@ -354,9 +357,9 @@ __global__ void __launch_bounds__(THREADS) attention_backward_keys(
     for (int i = threadIdx.x; i < QUERIES; i += THREADS) {
       const bool is_there = first + i < at.n_queries;
       const int64_t row = (at.query_begin + first + i) * int64_t(n_heads) + at.head;
-      tile_lse[to][i] = is_there ? lse[row] * LOG2_E : INFINITY;  // P is 0 beyond the last query
-      tile_delta[to][i] = is_there ? delta[row] : 0;
-      columns[to][i] = is_there && threshold ? query_columns[at.query_begin + first + i] : 0;
+      numbers[to].lse[i] = is_there ? lse[row] * LOG2_E : INFINITY;  // P is 0 beyond the last query
+      numbers[to].delta[i] = is_there ? delta[row] : 0;
+      numbers[to].columns[i] = is_there && threshold ? query_columns[at.query_begin + first + i] : 0;
     }
   };
   load_tile<D, TILE>(k_tile, k + at.first * k_stride + column, k_stride, at.n_rows);
@@ -380,16 +383,16 @@ __global__ void __launch_bounds__(THREADS) attention_backward_keys(
       float keep[4] = {1, 1, 1, 1};
       if (threshold) {
         const int first_key = at.first - at.key_begin + first_row_of_warp();
-        const Philox words = words_of_key_rows(drop, first_key, at.head, columns[now] + 8 * j, example);
+        const Philox words = words_of_key_rows(drop, first_key, at.head, numbers[now].columns + 8 * j, example);
 #pragma unroll
         for (int e = 0; e < 4; ++e) keep[e] = drop.factor(words.word[e]);
       }
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int query = 8 * j + lane() % 4 * 2 + e % 2;
-        const float probability = exp2f(fmaf(p[j][e], scale_2, -tile_lse[now][query]));
+        const float probability = exp2f(fmaf(p[j][e], scale_2, -numbers[now].lse[query]));
         p[j][e] = probability * keep[e];
-        d_p[j][e] = probability * (d_p[j][e] * keep[e] - tile_delta[now][query]);
+        d_p[j][e] = probability * (d_p[j][e] * keep[e] - numbers[now].delta[query]);
       }
     }
     add_weighted_rows<D, QUERIES>(dv, p, d_out_tiles + now * QUERIES * D);
