@@ -24,16 +24,16 @@ struct Attention {
   PairDropout drop;
 };
 
-#define ATTENTION_ARGUMENTS                                                                                                \
-  const int *tiles, const T *q, int64_t q_stride, const T *k, int64_t k_stride, const T *v, int64_t v_stride,               \
-      const int *query_starts, const int *key_starts, int n_heads, int width, float scale, const int *query_columns,        \
+#define ATTENTION_ARGUMENTS                                                                                                    \
+  const int *tiles, const T *q, int64_t q_stride, const T *k, int64_t k_stride, const T *v, int64_t v_stride,                  \
+      const int *query_starts, const int *key_starts, int n_heads, int width, float scale, const int *query_columns,           \
       const int *key_columns, const int *examples, uint64_t key, uint32_t stream, uint32_t threshold, float keep_scale
 
-#define ATTENTION                                                                                              \
-  {                                                                                                            \
-    q, k, v, q_stride, k_stride, v_stride, n_heads, width, scale, {                                            \
-      query_columns, key_columns, examples, key, stream, threshold, keep_scale                                 \
-    }                                                                                                          \
+#define ATTENTION                                                                                                              \
+  {                                                                                                                            \
+    q, k, v, q_stride, k_stride, v_stride, n_heads, width, scale, {                                                            \
+      query_columns, key_columns, examples, key, stream, threshold, keep_scale                                                 \
+    }                                                                                                                          \
   }
 
 // Products of tiles. Thread (y, x) has rows 4 y to 4 y + 3 and columns 4 x to 4 x + 3.
@@ -73,8 +73,7 @@ __device__ void load_rows(float* to, const T* rows, int64_t stride, int n_rows, 
 
 template <typename T>
 __device__ void row_products(
-  float (&c)[4][4], const T* a, int64_t a_stride, int n_a, const T* b, int64_t b_stride, int n_b, int width, float* staged
-) {
+    float (&c)[4][4], const T* a, int64_t a_stride, int n_a, const T* b, int64_t b_stride, int n_b, int width, float* staged) {
   // c = a . b transposed, over all columns
 #pragma unroll
   for (int i = 0; i < 4; ++i)
@@ -92,17 +91,16 @@ __device__ void row_products(
 template <bool of_queries>
 __device__ void store_weights(float* weights, const float (&p)[4][4]) {
   // The sum runs over rows of `weights`: keys where results belong to queries, else queries.
+  float* at = weights + (of_queries ? column_of_thread() * PITCH + row_of_thread() : row_of_thread() * PITCH + column_of_thread());
 #pragma unroll
   for (int i = 0; i < 4; ++i)
-    *reinterpret_cast<float4*>(weights + ((of_queries ? column_of_thread() : row_of_thread()) + i) * PITCH
-                  + (of_queries ? row_of_thread() : column_of_thread()))
-      = of_queries ? make_float4(p[0][i], p[1][i], p[2][i], p[3][i]) : make_float4(p[i][0], p[i][1], p[i][2], p[i][3]);
+    *reinterpret_cast<float4*>(at + i * PITCH) =
+        of_queries ? make_float4(p[0][i], p[1][i], p[2][i], p[3][i]) : make_float4(p[i][0], p[i][1], p[i][2], p[i][3]);
 }
 
 template <bool of_queries, typename T>
 __device__ void add_weighted_rows(
-  float (&c)[4][4], const float (&p)[4][4], const T* rows, int64_t stride, int n_rows, int width, float* weights, float* staged
-) {
+    float (&c)[4][4], const float (&p)[4][4], const T* rows, int64_t stride, int n_rows, int width, float* weights, float* staged) {
   // c += p . rows, or p transposed . rows
   __syncthreads();
   store_weights<of_queries>(weights, p);

@@ -12,7 +12,8 @@ struct Place {
 };
 
 // `tiles` [n, 2] names a sequence and the first row of a tile; `own_starts` are those of the rows that are tiled.
-__device__ __forceinline__ Place place_of(const int* tiles, int n_heads, const int* own_starts, const int* query_starts, const int* key_starts) {
+__device__ __forceinline__ Place place_of(
+    const int* tiles, int n_heads, const int* own_starts, const int* query_starts, const int* key_starts) {
   const int* tile = tiles + 2 * (blockIdx.x / n_heads);
   const int sequence = tile[0];
   return {int(blockIdx.x % n_heads),

@@ -133,12 +133,14 @@ def attention_backward(
     is_mma = attention_mma.fits((q, k, v, out, d_out, d_q, d_k, d_v), k.shape[1] // n_heads, key_columns, key_starts)
     places = query_columns, key_columns, examples
     call = _call(is_mma, q, k, v, query_starts, key_starts, n_heads, scale, places, key, stream, p_drop)
-    delta, shared = runtime.empty(lse.shape), attention_mma.backward_bytes(call.width)
+    delta = runtime.empty(lse.shape)
     query_tiles, key_tiles = (
         tiles_of(own.tobytes(), others.tobytes()) for own, others in ((query_starts, key_starts), (key_starts, query_starts))
     )
     of_out = (out,) if is_mma else ()  # the plain form makes delta of something better
+    shared = attention_mma.backward_bytes(call.width)
     call.launch("attention_backward_queries", query_tiles, lse, *of_out, d_out, delta, d_q, _stride(d_q), shared=shared)
+    shared = attention_mma.backward_keys_bytes(call.width)
     call.launch("attention_backward_keys", key_tiles, lse, d_out, delta, d_k, _stride(d_k), d_v, _stride(d_v), shared=shared)
 
 
@@ -164,7 +166,9 @@ def tiles_of(starts: bytes, other_starts: bytes) -> np.ndarray[Any, Any]:
     sequences = np.repeat(np.arange(len(n_tiles)), n_tiles)
     places = np.arange(len(sequences)) - np.repeat(np.cumsum(n_tiles) - n_tiles, n_tiles)
     order = np.argsort(-np.diff(others)[sequences], kind="stable")
-    return np.ascontiguousarray(np.stack([sequences, own[sequences] + TILE * places], axis=1)[order], np.int32)
+    tiles = np.ascontiguousarray(np.stack([sequences, own[sequences] + TILE * places], axis=1)[order], np.int32)
+    tiles.flags.writeable = False  # others get the same array
+    return tiles
 
 
 # Launches

@@ -6,8 +6,8 @@
 
 template <typename T>
 __global__ void attention_map(
-    const T* qkv, const int* starts, const int* sequences, const int* columns, int n_tokens, int n_heads, int width, int length, float scale,
-    float* maps) {
+    const T* qkv, const int* starts, const int* sequences, const int* columns, int n_tokens, int n_heads, int width, int length,
+    float scale, float* maps) {
   const int lane = threadIdx.x % WARP, query = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, head = blockIdx.y;
   if (query >= n_tokens) return;
   const int64_t stride = int64_t(3) * n_heads * width;

@@ -16,9 +16,9 @@ template <int D>
 constexpr int OTHERS = D == 128 ? 32 : 64;  // rows of the other side at once in backward: what registers allow
 constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 
-#define ATTENTION_ARGUMENTS                                                                                                \
-  const int *tiles, const T *q, int64_t q_stride, const T *k, int64_t k_stride, const T *v, int64_t v_stride,               \
-      const int *query_starts, const int *key_starts, int n_heads, float scale, const int *query_columns,                   \
+#define ATTENTION_ARGUMENTS                                                                                                    \
+  const int *tiles, const T *q, int64_t q_stride, const T *k, int64_t k_stride, const T *v, int64_t v_stride,                  \
+      const int *query_starts, const int *key_starts, int n_heads, float scale, const int *query_columns,                      \
       const int *examples, uint64_t key, uint32_t stream, uint32_t threshold, float keep_scale
 
 // q_stride and the like: numbers from row to row; rows begin at multiples of 16 bytes.
@@ -120,24 +120,25 @@ __device__ __forceinline__ void add_weighted_rows(float (&c)[D / 8][4], const fl
 // make one block each, and give each other what they need; word[e] is then of element e of the lane's accumulator.
 
 __device__ __forceinline__ Philox words_of_query_rows(
-  const PairDropout& drop, int key, int head, const uint32_t (&query_columns)[2], uint32_t example
-) {
+    const PairDropout& drop, int key, int head, const uint32_t (&query_columns)[2], uint32_t example) {
   // Rows g and g + 8 are queries, at these columns, and the accumulator's columns are keys from `key` on. Lanes c and c ^ 1
   // share four keys: the even one makes the block of row g, the odd one that of row g + 8.
   const bool is_odd = lane() % 2;
-  const Philox own = philox((uint32_t(head) << 14) + key / 4 + lane() % 4 / 2, is_odd ? query_columns[1] : query_columns[0], example, drop.stream, drop.key);
+  const uint32_t block = (uint32_t(head) << 14) + key / 4 + lane() % 4 / 2;
+  const Philox own = philox(block, is_odd ? query_columns[1] : query_columns[0], example, drop.stream, drop.key);
   const uint32_t first = __shfl_xor_sync(ALL, is_odd ? own.word[0] : own.word[2], 1);
   const uint32_t second = __shfl_xor_sync(ALL, is_odd ? own.word[1] : own.word[3], 1);
   return is_odd ? Philox{{first, second, own.word[2], own.word[3]}} : Philox{{own.word[0], own.word[1], first, second}};
 }
 
-__device__ __forceinline__ Philox words_of_key_rows(const PairDropout& drop, int key, int head, const int* query_columns, uint32_t example) {
+__device__ __forceinline__ Philox words_of_key_rows(
+    const PairDropout& drop, int key, int head, const int* query_columns, uint32_t example) {
   // Rows g and g + 8 are keys from `key` on, and the accumulator's columns are queries at these columns. Four lanes, g = 4 r to
   // 4 r + 3 of one c, share keys 4 r to 4 r + 3 and the same 8 further on, for two queries each: four blocks, one a lane, and then
   // the square of 4 lanes x 4 words is turned on its side, first within squares of 2 x 2, then those.
   const int i = lane() / 4 % 4;
-  Philox w = philox((uint32_t(head) << 14) + key / 4 + i / 2 * 2 + lane() / 16, query_columns[lane() % 4 * 2 + i % 2], example, drop.stream,
-                    drop.key);
+  const uint32_t block = (uint32_t(head) << 14) + key / 4 + i / 2 * 2 + lane() / 16;
+  Philox w = philox(block, query_columns[lane() % 4 * 2 + i % 2], example, drop.stream, drop.key);
   const bool is_odd = i % 2, is_high = i / 2;
   const uint32_t a = __shfl_xor_sync(ALL, is_odd ? w.word[0] : w.word[1], 4), b = __shfl_xor_sync(ALL, is_odd ? w.word[2] : w.word[3], 4);
   w = is_odd ? Philox{{a, w.word[1], b, w.word[3]}} : Philox{{w.word[0], a, w.word[2], b}};
@@ -339,9 +340,12 @@ __global__ void __launch_bounds__(THREADS) attention_backward_keys(
   constexpr int QUERIES = OTHERS<D>;
   const PairDropout drop = PAIR_DROPOUT;
   DYNAMIC_SHARED(T, k_tile);
-  __shared__ float tile_lse[2][QUERIES], tile_delta[2][QUERIES];
-  __shared__ int columns[2][QUERIES];  // of queries, for dropout
   T *v_tile = k_tile + TILE * D, *q_tiles = v_tile + TILE * D, *d_out_tiles = q_tiles + 2 * QUERIES * D;
+  struct Numbers {
+    float lse[QUERIES], delta[QUERIES];
+    int columns[QUERIES];
+  };
+  Numbers* numbers = reinterpret_cast<Numbers*>(d_out_tiles + 2 * QUERIES * D);  // of the two tiles of queries
   const Place at = place_of(tiles, n_heads, key_starts, query_starts, key_starts);
   const int column = at.head * D, n_tiles = (at.n_queries + QUERIES - 1) / QUERIES;
   const int64_t stride = int64_t(n_heads) * D;
@@ -353,9 +357,9 @@ __global__ void __launch_bounds__(THREADS) attention_backward_keys(
     for (int i = threadIdx.x; i < QUERIES; i += THREADS) {
       const bool is_there = first + i < at.n_queries;
       const int64_t row = (at.query_begin + first + i) * int64_t(n_heads) + at.head;
-      tile_lse[to][i] = is_there ? lse[row] * LOG2_E : INFINITY;  // P is 0 beyond the last query
-      tile_delta[to][i] = is_there ? delta[row] : 0;
-      columns[to][i] = is_there && threshold ? query_columns[at.query_begin + first + i] : 0;
+      numbers[to].lse[i] = is_there ? lse[row] * LOG2_E : INFINITY;  // P is 0 beyond the last query
+      numbers[to].delta[i] = is_there ? delta[row] : 0;
+      numbers[to].columns[i] = is_there && threshold ? query_columns[at.query_begin + first + i] : 0;
     }
   };
   load_tile<D, TILE>(k_tile, k + at.first * k_stride + column, k_stride, at.n_rows);
@@ -379,16 +383,16 @@ __global__ void __launch_bounds__(THREADS) attention_backward_keys(
       float keep[4] = {1, 1, 1, 1};
       if (threshold) {
         const int first_key = at.first - at.key_begin + first_row_of_warp();
-        const Philox words = words_of_key_rows(drop, first_key, at.head, columns[now] + 8 * j, example);
+        const Philox words = words_of_key_rows(drop, first_key, at.head, numbers[now].columns + 8 * j, example);
 #pragma unroll
         for (int e = 0; e < 4; ++e) keep[e] = drop.factor(words.word[e]);
       }
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int query = 8 * j + lane() % 4 * 2 + e % 2;
-        const float probability = exp2f(fmaf(p[j][e], scale_2, -tile_lse[now][query]));
+        const float probability = exp2f(fmaf(p[j][e], scale_2, -numbers[now].lse[query]));
         p[j][e] = probability * keep[e];
-        d_p[j][e] = probability * (d_p[j][e] * keep[e] - tile_delta[now][query]);
+        d_p[j][e] = probability * (d_p[j][e] * keep[e] - numbers[now].delta[query]);
       }
     }
     add_weighted_rows<D, QUERIES>(dv, p, d_out_tiles + now * QUERIES * D);

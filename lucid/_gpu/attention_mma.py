@@ -40,5 +40,15 @@ def forward_bytes(width: int) -> int:
 
 
 def backward_bytes(width: int) -> int:
-    """Return the shared memory of a block, backward: two tiles of its own, and four of the other side."""
-    return 2 * width * (2 * TILE + 4 * (32 if width == 128 else TILE))
+    """Return the shared memory of a block, backward by queries: two tiles of its own, and two each of K and V."""
+    return 2 * width * (2 * TILE + 4 * others(width))
+
+
+def backward_keys_bytes(width: int) -> int:
+    """Return the shared memory of a block, backward by keys: as much, and three numbers of 4 bytes for each query of two tiles."""
+    return backward_bytes(width) + 3 * 4 * 2 * others(width)
+
+
+def others(width: int) -> int:
+    """Return how many rows of the other side a block has at once in backward: OTHERS of the source."""
+    return 32 if width == 128 else TILE
