@@ -6,14 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from lucid._gpu import runtime
+from lucid._gpu import attention_mma, runtime
+from lucid._gpu.attention_mma import TILE
 from lucid._gpu.runtime import Array
 
-TILE = 64  # rows of a block, in both sources
 SLICE = 64  # columns of a block's result in the plain form
 THREADS = 256  # of a block in the plain form
-MMA_THREADS = 128
-MMA_WIDTHS = (32, 64, 128)
 
 
 def forward(
@@ -96,10 +94,16 @@ def attention_forward(
     """As `lucid._ext.kernels.attention_forward`; `lse` is float32 for every type."""
     if out.size == 0:
         return
-    is_mma = takes_mma((q, k, v, out), out.shape[1] // n_heads) and is_counted(key_columns, key_starts)
+    is_mma = attention_mma.fits((q, k, v, out), out.shape[1] // n_heads, key_columns, key_starts)
     places = query_columns, key_columns, examples
     call = _call(is_mma, q, k, v, query_starts, key_starts, n_heads, scale, places, key, stream, p_drop)
-    call.launch("attention_forward", tiles_of(query_starts.tobytes(), key_starts.tobytes()), out, lse, shared=forward_bytes(call.width))
+    call.launch(
+        "attention_forward",
+        tiles_of(query_starts.tobytes(), key_starts.tobytes()),
+        out,
+        lse,
+        shared=attention_mma.forward_bytes(call.width),
+    )
 
 
 def attention_backward(
@@ -126,10 +130,10 @@ def attention_backward(
     """As `lucid._ext.kernels.attention_backward`, with one argument more: `out` is what forward returned."""
     if k.size == 0:
         return
-    is_mma = takes_mma((q, k, v, out, d_out, d_q, d_k, d_v), k.shape[1] // n_heads) and is_counted(key_columns, key_starts)
+    is_mma = attention_mma.fits((q, k, v, out, d_out, d_q, d_k, d_v), k.shape[1] // n_heads, key_columns, key_starts)
     places = query_columns, key_columns, examples
     call = _call(is_mma, q, k, v, query_starts, key_starts, n_heads, scale, places, key, stream, p_drop)
-    delta, shared = runtime.empty(lse.shape), backward_bytes(call.width)
+    delta, shared = runtime.empty(lse.shape), attention_mma.backward_bytes(call.width)
     query_tiles, key_tiles = (
         tiles_of(own.tobytes(), others.tobytes()) for own, others in ((query_starts, key_starts), (key_starts, query_starts))
     )
@@ -163,34 +167,6 @@ def tiles_of(starts: bytes, other_starts: bytes) -> np.ndarray[Any, Any]:
     return np.ascontiguousarray(np.stack([sequences, own[sequences] + TILE * places], axis=1)[order], np.int32)
 
 
-def takes_mma(arrays: tuple[Array, ...], width: int) -> bool:
-    """Return whether tensor cores can do it: 16-bit numbers, a head width that is compiled, rows at multiples of 16 bytes."""
-    return width in MMA_WIDTHS and all(
-        array.itemsize == 2
-        and array.strides[0] % 16 == 0
-        and (array.size == 0 or array.__cuda_array_interface__["data"][0] % 16 == 0)  # an empty one has no address
-        for array in arrays
-    )
-
-
-def is_counted(key_columns: Array | None, key_starts: Array) -> bool:
-    """Return whether columns count the keys of each sequence: then four neighbours share a block of random numbers."""
-    if key_columns is None:
-        return True
-    counted = np.arange(key_starts[-1], dtype=np.int32) - np.repeat(key_starts[:-1], np.diff(key_starts))
-    return isinstance(key_columns, np.ndarray) and np.array_equal(key_columns, counted)
-
-
-def forward_bytes(width: int) -> int:
-    """Return the shared memory of a block of `attention_mma.cu` forward: a tile of Q, and two each of K and V."""
-    return 2 * width * (TILE + 4 * TILE)
-
-
-def backward_bytes(width: int) -> int:
-    """Return the shared memory of a block of `attention_mma.cu` backward: two tiles of its own, and four of the other side."""
-    return 2 * width * (2 * TILE + 4 * (32 if width == 128 else TILE))
-
-
 # Launches
 
 
@@ -209,7 +185,7 @@ class _Call:
         arguments = (runtime.place(tiles), *self.arguments, *more)
         grid = (len(tiles) * self.n_heads, 1 if self.is_mma else runtime.blocks(self.width, SLICE))
         if self.is_mma:
-            runtime.launch("attention_mma", f"{kernel}<{self.dtype}, {self.width}>", grid, MMA_THREADS, arguments, shared=shared)
+            runtime.launch("attention_mma", f"{kernel}<{self.dtype}, {self.width}>", grid, attention_mma.THREADS, arguments, shared=shared)
         else:
             runtime.launch("attention", f"{kernel}<{self.dtype}>", grid, THREADS, arguments)
 

@@ -14,15 +14,6 @@
 constexpr int THREADS = 2 * TILE;  // a warp has 16 rows
 template <int D>
 constexpr int OTHERS = D == 128 ? 32 : 64;  // rows of the other side at once in backward: what registers allow
-
-// Blocks that share a multiprocessor in backward: registers for three are just enough on sm_90, and would spill on others.
-#if __CUDA_ARCH__ == 900
-template <int D>
-constexpr int BLOCKS = D == 128 ? 2 : 3;
-#else
-template <int D>
-constexpr int BLOCKS = 2;
-#endif
 constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 
 #define ATTENTION_ARGUMENTS                                                                                                \
@@ -274,7 +265,7 @@ __device__ __forceinline__ float half_row_dot(const T* x, const T* y) {
 }
 
 template <typename T, int D>
-__global__ void __launch_bounds__(THREADS, BLOCKS<D>) attention_backward_queries(
+__global__ void __launch_bounds__(THREADS) attention_backward_queries(
     ATTENTION_ARGUMENTS, const float* lse, const T* out, const T* d_out, float* delta, T* d_q, int64_t d_q_stride) {
   constexpr int KEYS = OTHERS<D>;
   const PairDropout drop = PAIR_DROPOUT;
@@ -342,14 +333,14 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<D>) attention_backward_queries
 }
 
 template <typename T, int D>
-__global__ void __launch_bounds__(THREADS, BLOCKS<D>) attention_backward_keys(
+__global__ void __launch_bounds__(THREADS) attention_backward_keys(
     ATTENTION_ARGUMENTS, const float* lse, const T* d_out, const float* delta, T* d_k, int64_t d_k_stride, T* d_v, int64_t d_v_stride) {
   // Everything turned: a warp's rows are keys, and P and dP stand on their sides.
   constexpr int QUERIES = OTHERS<D>;
   const PairDropout drop = PAIR_DROPOUT;
   DYNAMIC_SHARED(T, k_tile);
   __shared__ float tile_lse[2][QUERIES], tile_delta[2][QUERIES];
-  __shared__ int columns[2][QUERIES];
+  __shared__ int columns[2][QUERIES];  // of queries, for dropout
   T *v_tile = k_tile + TILE * D, *q_tiles = v_tile + TILE * D, *d_out_tiles = q_tiles + 2 * QUERIES * D;
   const Place at = place_of(tiles, n_heads, key_starts, query_starts, key_starts);
   const int column = at.head * D, n_tiles = (at.n_queries + QUERIES - 1) / QUERIES;

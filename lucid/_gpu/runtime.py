@@ -23,7 +23,7 @@ C_TYPES = {"float32": "float", "float16": "__half", "bfloat16": "__nv_bfloat16"}
 """Types of stored numbers, as NumPy and as CUDA call them. Arithmetic is in float32."""
 
 OPTIONS = ("-std=c++17",)
-SHARED_WITHOUT_ASKING = 48 << 10  # bytes of dynamic shared memory that a block may have unasked
+SHARED_WITHOUT_ASKING = 48 << 10  # bytes of shared memory that a block may have unasked
 
 _FOLDER = Path(__file__).parent
 
@@ -64,12 +64,18 @@ class CuPy:
         key = (self.xp.cuda.runtime.getDevice(), source, kernel)
         function = self._kernels.get(key)
         if function is None:
-            module = self.xp.RawModule(code=source_text(source), options=OPTIONS, name_expressions=[kernel])
+            module = self.xp.RawModule(code=source_text(source), options=self._options(), name_expressions=[kernel])
             function = self._kernels[key] = module.get_function(kernel)
-        if shared > SHARED_WITHOUT_ASKING and function.max_dynamic_shared_size_bytes < shared:
+        if shared + function.shared_size_bytes > SHARED_WITHOUT_ASKING and function.max_dynamic_shared_size_bytes < shared:
             function.max_dynamic_shared_size_bytes = shared
         # CuPy passes a NumPy number by value, and None not at all: a null pointer is a 64-bit zero.
         function(grid, block, tuple(np.uint64(0) if arg is None else arg for arg in args), shared_mem=shared)
+
+    def _options(self) -> tuple[str, ...]:
+        from cuda.pathfinder import find_nvidia_header_directory
+
+        folder = find_nvidia_header_directory("cudart")  # of NVIDIA's wheels, where there is no toolkit
+        return OPTIONS if folder is None else (*OPTIONS, f"-I{folder}")
 
     def gemm(self, a: Array, b: Array, out: Array, transpose_a: bool, transpose_b: bool, beta: float) -> None:
         """Multiply with cuBLAS, which thinks in columns: it is asked for outᵀ = bᵀ . aᵀ.

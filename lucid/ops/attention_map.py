@@ -34,13 +34,13 @@ def _forward(qkv: Array, *, n_heads: int, starts: Array, columns: Array, length:
     return maps, None
 
 
-def _gpu() -> Kernel:
-    from lucid._gpu import attention_map
+def _on_gpu() -> Kernel:
+    from lucid._gpu import attention_map as gpu
 
-    return Kernel(attention_map.forward, None)
+    return Kernel(gpu.forward, None)
 
 
-attention_map = Op("attention_map", _check, cpu=Kernel(_forward, None), gpu=_gpu)
+attention_map = Op("attention_map", _check, cpu=Kernel(_forward, None), gpu=_on_gpu)
 """softmax(Q . Kᵀ / sqrt(D)) as arrays of (query column, key column).
 
 Parameters

@@ -1,63 +1,26 @@
-"""Attention of the GPU, emulated: the cases of the CPU's within bounds, half precision on tensor cores, dropout, bits, geometry."""
+"""Attention of the GPU beyond the cases of test_ops.py: tensor cores, dropout, bits, hard scores, geometry."""
 
 from typing import Any
 
 import numpy as np
 import pytest
 import reference
-from cases import CASES, Case
+from cases import normal
 from gradients import reference as gradient_reference
-from gradients.cases import CASES as GRADIENT_CASES
-from gradients.cases import Case as GradientCase
-from gradients.cases import assert_within, normal
 
+from gpu.cases import ROUNDING
 from gpu.emulator import DeviceArray, Emulator
-from lucid._gpu import attention as on_gpu
-from lucid._gpu import runtime
+from lucid._gpu import attention_mma, runtime
+from lucid._gpu.attention import TILE, tiles_of
 from lucid.ops.attention import AttentionDropout, attention
-from lucid.ops.attention_map import attention_map
 from lucid.random import Purpose, stream
 
 Array = Any
 
 
-def _placed(call: Any) -> list[Any]:
-    return [None if array is None else runtime.xp.asarray(array) for array in call.arrays.values()]
-
-
-@pytest.fixture(autouse=True)
-def bounds_of_its_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bounds count blocks of keys and of queries: those of the GPU are smaller."""
-    monkeypatch.setattr("reference.KEY_BLOCK", on_gpu.TILE)
-    monkeypatch.setattr("gradients.cases.KEY_BLOCK", on_gpu.TILE)
-
-
-# Against float64
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case.op in (attention, attention_map)], ids=str)
-def test_forward(case: Case, emulated: Emulator, rng: np.random.Generator) -> None:
-    call = case.build(rng)
-    got, _ = case.op.run(*_placed(call), keep=False, **call.params)
-    case.check(got.get(), call)
-
-
-@pytest.mark.parametrize("case", [case for case in GRADIENT_CASES if case.op is attention], ids=str)
-def test_gradients(case: GradientCase, emulated: Emulator, rng: np.random.Generator) -> None:
-    call = case.build(rng)
-    out, saved = attention.run(*_placed(call), keep=True, **call.params)
-    d_out = normal(rng, *out.shape)
-    got = attention.gpu().backward(saved, runtime.xp.asarray(d_out))
-    want = case.reference(call)[1](d_out)
-    bounds = case.bound(d_out, *call.arrays.values(), **call.params)
-    for name, g, w, bound in zip(call.arrays, got, want, bounds, strict=False):
-        assert_within(g.get(), w, bound, name)
-
-
 # Tensor cores
 
 HALF = ("float16", "bfloat16")
-ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 # Heads, width, lengths, queries asked (None: all), dropout. Lengths around tiles of 64 and of 32, and empty sequences.
 ON_TENSOR_CORES = [
     (2, 64, (70, 1, 0, 64), None, None),
@@ -117,11 +80,11 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("problem", ON_TENSOR_CORES, ids=str)
 @pytest.mark.parametrize("form", ["mma", "plain"])
 def test_half_precision(
-    form: str, problem: Any, dtype: str, emulated: Emulator, launched: list[str], rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    form: str, problem: Any, dtype: str, device: Any, launched: list[str], rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each number within a few roundings of the sizes that were rounded; all together far better."""
     if form == "plain":
-        monkeypatch.setattr(on_gpu, "MMA_WIDTHS", ())
+        monkeypatch.setattr(attention_mma, "WIDTHS", ())
     arrays, params, d_out = _problem(rng, dtype, *problem)
     got = _run(arrays, params, d_out)
     assert all(name.startswith("attention_mma." if form == "mma" else "attention.") for name in launched)
@@ -137,7 +100,7 @@ def test_half_precision(
             assert np.abs(g - w).max() < 3 * u * max(1, np.abs(w).max()), name
 
 
-def test_what_tensor_cores_cannot_do_goes_to_the_plain_form(emulated: Emulator, launched: list[str], rng: np.random.Generator) -> None:
+def test_what_tensor_cores_cannot_do_goes_to_the_plain_form(device: Any, launched: list[str], rng: np.random.Generator) -> None:
     """Another head width, rows at odd places, keys that are not counted from 0: the same values within a rounding."""
     arrays, params, _ = _problem(rng, "float16", 2, 64, (9, 4), None, 0.2)
     (qkv,) = arrays
@@ -179,14 +142,14 @@ BOTH_FORMS = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 
 @BOTH_FORMS
 def test_no_result_depends_on_the_order_of_threads(dtype: str, emulated: Emulator, rng: np.random.Generator) -> None:
-    problem = _problem(rng, dtype, 2, 32, (70, 5), None, 0.1)
+    problem = _problem(rng, dtype, 1, 32, (200, 5), None, 0.1)  # four tiles: two pairs of places for them in shared memory
     one = _run(*problem)
     emulated.is_reversed = True
     assert [x.tobytes() for x in _run(*problem)] == [x.tobytes() for x in one]
 
 
 @BOTH_FORMS
-def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(dtype: str, emulated: Emulator, rng: np.random.Generator) -> None:
+def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(dtype: str, device: Any, rng: np.random.Generator) -> None:
     lengths = (3, 70, 65)
     (qkv,), params, d_out = _problem(rng, dtype, 2, 32, lengths, None, 0.2)
     starts, drop = params["key_starts"], params["dropout"]
@@ -203,7 +166,7 @@ def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(dtype: str, emulated:
 
 
 @BOTH_FORMS
-def test_queries_that_are_asked_for_have_the_bits_of_all(dtype: str, emulated: Emulator, rng: np.random.Generator) -> None:
+def test_queries_that_are_asked_for_have_the_bits_of_all(dtype: str, device: Any, rng: np.random.Generator) -> None:
     lengths, asked = (3, 130, 40), (1, 66, 0)
     (qkv,), params, _ = _problem(rng, dtype, 2, 32, lengths, None, 0.2)
     starts, drop = params["key_starts"], params["dropout"]
@@ -218,7 +181,7 @@ def test_queries_that_are_asked_for_have_the_bits_of_all(dtype: str, emulated: E
 
 
 @BOTH_FORMS
-def test_neighbours_that_are_not_finite_do_not_matter(dtype: str, emulated: Emulator, rng: np.random.Generator) -> None:
+def test_neighbours_that_are_not_finite_do_not_matter(dtype: str, device: Any, rng: np.random.Generator) -> None:
     (qkv,), params, d_out = _problem(rng, dtype, 2, 32, (5, 66, 6), None, None)
     whole = _run([qkv], params, d_out)
     qkv[5:71], d_out[5:71] = np.nan, np.nan
@@ -232,7 +195,7 @@ def test_neighbours_that_are_not_finite_do_not_matter(dtype: str, emulated: Emul
 
 
 @BOTH_FORMS
-def test_scores_far_apart(dtype: str, emulated: Emulator, rng: np.random.Generator) -> None:
+def test_scores_far_apart(dtype: str, device: Any, rng: np.random.Generator) -> None:
     """Later tiles of keys raise the maximum, by so much that exp of a raw score would overflow."""
     n_keys, width = 150, 32
     q, keys_values = np.zeros((4, width)), normal(rng, n_keys, 2 * width).astype(np.float64)
@@ -246,8 +209,19 @@ def test_scores_far_apart(dtype: str, emulated: Emulator, rng: np.random.Generat
     assert np.abs(got - want).max() < (1e-3 if dtype == "float32" else 0.02)  # scores of a thousand have few digits left
 
 
+@BOTH_FORMS
+def test_scores_far_below_zero(dtype: str, device: Any, rng: np.random.Generator) -> None:
+    """exp(-lse) would overflow where a tile has no key, or no query."""
+    (qkv,), params, d_out = _problem(rng, dtype, 1, 32, (5, 66), None, None)
+    qkv[:, 0], qkv[:, 32] = 40, -40
+    got = _run([qkv], params, d_out)
+    out, back = gradient_reference.attention(qkv.astype(np.float64), **params)
+    for g, w in zip(got, (out, back(d_out.astype(np.float64))[0]), strict=True):
+        assert np.linalg.norm(g - w) < ROUNDING["bfloat16"] * np.linalg.norm(w)
+
+
 @pytest.mark.parametrize("dtype", ["float32", *HALF])
-def test_the_log_sum_exp_is_left_for_backward(dtype: str, emulated: Emulator, rng: np.random.Generator) -> None:
+def test_the_log_sum_exp_is_left_for_backward(dtype: str, device: Any, rng: np.random.Generator) -> None:
     (qkv,), params, _ = _problem(rng, dtype, 2, 64, (5, 0, 70), None, None)
     _, (*_, lse, _, _) = attention.gpu().forward(runtime.xp.asarray(qkv), **params, keep=True)  # type: ignore[misc]
     want = np.full((75, 2), np.nan)
@@ -257,19 +231,11 @@ def test_the_log_sum_exp_is_left_for_backward(dtype: str, emulated: Emulator, rn
     assert np.abs(lse.get() - want).max() < 4e-6
 
 
-def test_the_gradient_of_the_key_bias_is_zero(emulated: Emulator, rng: np.random.Generator) -> None:
+def test_the_gradient_of_the_key_bias_is_zero(device: Any, rng: np.random.Generator) -> None:
     """Up to rounding: it is a sum of rows of dS, which each sum to 0."""
     (qkv,), params, d_out = _problem(rng, "float32", 2, 32, (130, 40), None, 0.1)
     d_q, d_k, _ = np.split(_run([qkv], params, d_out)[1].astype(np.float64).sum(axis=0), 3)
     assert np.abs(d_k).max() < 1e-6 * np.abs(d_q).max()
-
-
-@pytest.mark.parametrize("dtype", HALF)
-def test_map_of_half_precision(dtype: str, emulated: Emulator, rng: np.random.Generator) -> None:
-    (case,) = [case for case in CASES if str(case).startswith("attention_map-2x13")]
-    call = case.build(rng).map(lambda array: array.astype(runtime.dtype_of(dtype)) if array.dtype == np.float32 else array)
-    got, _ = attention_map.gpu().forward(*_placed(call), **call.params, keep=False)  # type: ignore[misc]
-    case.check(got.get(), call.map(lambda array: array.astype(np.float32) if array.dtype.itemsize == 2 else array))
 
 
 def test_the_host_waits_for_nothing(emulated: Emulator, rng: np.random.Generator) -> None:
@@ -285,7 +251,7 @@ def test_the_host_waits_for_nothing(emulated: Emulator, rng: np.random.Generator
 
 
 def _tiles(lengths: Any, others: Any) -> Array:
-    return on_gpu.tiles_of(*(np.cumsum([0, *n]).astype(np.int32).tobytes() for n in (lengths, others)))
+    return tiles_of(*(np.cumsum([0, *n]).astype(np.int32).tobytes() for n in (lengths, others)))
 
 
 @pytest.mark.parametrize("lengths", [(), (0, 0), (1,), (64,), (65, 0, 3), (128, 200, 1, 63, 64)])
@@ -293,24 +259,23 @@ def test_tiles_hold_every_row_once_and_one_sequence_each(lengths: tuple[int, ...
     tiles, starts = _tiles(lengths, lengths), np.cumsum([0, *lengths])
     assert tiles.dtype == np.int32
     assert tiles.flags.c_contiguous
-    rows = [row for b, first in tiles for row in range(first, min(first + on_gpu.TILE, starts[b + 1]))]
+    rows = [row for b, first in tiles for row in range(first, min(first + TILE, starts[b + 1]))]
     assert sorted(rows) == list(range(sum(lengths)))
-    assert all((first - starts[b]) % on_gpu.TILE == 0 for b, first in tiles)
+    assert all((first - starts[b]) % TILE == 0 for b, first in tiles)
 
 
 def test_the_longest_walks_come_first() -> None:
     assert _tiles((65, 3, 70), (5, 900, 30)).tolist() == [[1, 65], [2, 68], [2, 132], [0, 0], [0, 64]]
 
 
-@pytest.mark.parametrize("head_width", on_gpu.MMA_WIDTHS)
+@pytest.mark.parametrize("head_width", attention_mma.WIDTHS)
 def test_two_blocks_share_the_memory_of_a_multiprocessor(head_width: int) -> None:
     """Of an A100: 164 KB, and a block at most 163; each block takes 1 KB more than it asks for, and backward has 1.5 KB of its own."""
-    for n_bytes in (on_gpu.forward_bytes(head_width), on_gpu.backward_bytes(head_width) + 1536):
+    for n_bytes in (attention_mma.forward_bytes(head_width), attention_mma.backward_bytes(head_width) + 1536):
         assert 2 * (n_bytes + 1024) <= 164 << 10
 
 
 def test_counted_columns() -> None:
     starts = np.array([0, 2, 2, 5], np.int32)
-    assert on_gpu.is_counted(None, starts)
-    assert on_gpu.is_counted(np.array([0, 1, 0, 1, 2], np.int32), starts)
-    assert not on_gpu.is_counted(np.array([0, 1, 2, 3, 4], np.int32), starts)
+    assert attention_mma.is_counted(np.array([0, 1, 0, 1, 2], np.int32), starts)
+    assert not attention_mma.is_counted(np.array([0, 1, 2, 3, 4], np.int32), starts)

@@ -35,7 +35,8 @@ class Emulator:
 
     Attributes
     ----------
-    is_reversed : bool. Run blocks and threads in the other order: no result may depend on it.
+    is_reversed : bool. Run blocks and threads in the other order, each warp as far ahead as it may, and copy to shared memory at
+        once: no result may depend on it.
     n_launches : int
     """
 

@@ -70,6 +70,7 @@ static Fiber fibers[MOST_THREADS];
 static Warp warps[MOST_THREADS / WARP];
 static Fiber* current;
 static int n_threads, barrier_sum, barrier_result;
+static bool copies_at_once;  // of cp.async: else when they are waited for; a kernel must bear both
 static dim3 grid_size, block_size, block_index;
 static unsigned char* dynamic_shared;
 static size_t shared_size;
@@ -98,6 +99,7 @@ static void leave() {
 
 static void first_step() {
   run_body(body);
+  if (current->n_copies) fail("a thread ends while copies to shared memory are under way");
   current->state = DONE;
   leave();
   abort();
@@ -166,6 +168,11 @@ static void run_block(bool is_reversed) {
     for (int i = 0; i < n_threads; ++i) {
       Fiber* f = &fibers[is_reversed ? n_threads - 1 - i : i];
       if (f->state == READY) enter(f), has_moved = true;
+      if (is_reversed && i % WARP == WARP - 1) {  // a warp runs ahead of the others as far as it may
+        bool is_ready = false;
+        for (int lane = 0; lane < WARP; ++lane) is_ready |= fibers[n_threads - 1 - i + lane].state == READY;
+        if (is_ready) i -= WARP;
+      }
     }
     if (has_moved) continue;
     Fiber *at_barrier = nullptr, *at_warp = nullptr;
@@ -196,6 +203,7 @@ static void on_signal(int signal, siginfo_t* info, void*) {
 static int run_grid(const unsigned* sizes, size_t shared, int is_reversed, char* text, size_t text_size, void** address) {
   static const int SIGNALS[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
   static char* signal_stack = (char*)malloc(64 << 10);
+  copies_at_once = is_reversed;
   message = text, message_size = text_size, message[0] = 0, current = nullptr, fault_address = nullptr, barrier_sum = 0;
   grid_size = {sizes[0], sizes[1], sizes[2]}, block_size = {sizes[3], sizes[4], sizes[5]};
   n_threads = block_size.x * block_size.y * block_size.z;

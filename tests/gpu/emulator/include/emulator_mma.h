@@ -26,6 +26,9 @@ inline void load_matrices(uint32_t (&r)[4], const void* row, bool is_transposed,
   const unsigned char* given = emulator::meet(0xffffffffu, &row, sizeof row, line);
   const int g = emulator::current->lane / 4, t = emulator::current->lane % 4;
   for (int m = 0; m < 4; ++m) {
+    unsigned banks = 0;  // of 16 bytes, eight of them: a matrix is read at once if its rows lie in different ones
+    for (int i = 0; i < 8; ++i) banks |= 1u << (uintptr_t)given_by<const void*>(given, 8 * m + i) / 16 % 8;
+    if (banks != 0xff) emulator::fail("line %d: rows of one matrix in the same banks of shared memory", line);
     uint16_t pair[2];
     for (int i = 0; i < 2; ++i) {
       const int y = is_transposed ? 2 * t + i : g, x = is_transposed ? g : 2 * t + i;
@@ -37,9 +40,15 @@ inline void load_matrices(uint32_t (&r)[4], const void* row, bool is_transposed,
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, HERE) { load_matrices(r, row, false, line); }
 inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, HERE) { load_matrices(r, row, true, line); }
 
-// A copy arrives when it is waited for: who reads before reads what was there.
+// A copy arrives when it is waited for: who reads before reads what was there. In the other order of threads it arrives at
+// once: who reads what was there before reads something else.
 inline void cp_async_16(void* shared, const void* global, bool valid = true, HERE) {
   if ((uintptr_t)shared % 16 || (uintptr_t)global % 16) emulator::fail("line %d: cp.async wants multiples of 16 bytes", line);
+  if (emulator::copies_at_once) {
+    memset(shared, 0, 16);
+    memcpy(shared, global, valid ? 16 : 0);
+    return;
+  }
   emulator::Fiber* f = emulator::current;
   if (f->n_copies == 64) emulator::fail("line %d: the emulator holds 64 copies of a thread", line);
   f->copies[f->n_copies++] = {shared, global, valid ? 16 : 0, f->group};
