@@ -27,13 +27,18 @@ class Mutation:
 
 
 def _of(file: str, *tests: str, **changes: tuple[str, str]) -> list[Mutation]:
-    stem = Path(file).stem
+    stem = Path(file).stem + (" on the gpu" if "_gpu/" in file else "")
     return [Mutation(f"{stem}: {name.replace('_', ' ')}", file, old, new, tests) for name, (old, new) in changes.items()]
 
 
 def op_tests(*names: str) -> tuple[str, ...]:
     """The comparisons with the float64 reference, of gradients and of results with a tape and without, for some ops."""
     return OPS, CONTRACT, "-k", f"(of_the_reference or result_is_right or bits_with_a_tape) and ({' or '.join(names)})"
+
+
+def gpu_tests(words: str) -> tuple[str, ...]:
+    """The same for the GPU's kernels, on the emulator."""
+    return "tests/gpu/test_ops.py", "-k", f"emulated and ({words})"
 
 
 MUTATIONS: list[Mutation] = [
@@ -311,4 +316,72 @@ MUTATIONS: list[Mutation] = [
         gradients_of_others_written=("self._is_own_grad = False  # the array", "self._is_own_grad = value is not None  # the array"),
     ),
     *_of("lucid/ops/op.py", TAPE, rows_replace=("total[self.rows] += self.values", "total[self.rows] = self.values")),
+    # The GPU's kernels, which the emulator runs
+    *_of(
+        "lucid/_gpu/norm.cuh",
+        *gpu_tests("layer_norm or embedding"),
+        variance_of_nothing=("squares = fmaf(centred, centred, squares);", "squares = centred;"),
+        bias_sign=("* r, g[j], values[j]);", "* r, g[j], -values[j]);"),
+    ),
+    *_of(
+        "lucid/_gpu/layer_norm.cu",
+        *gpu_tests("layer_norm"),
+        normal_sign=("- (values[j] - mu) * r * gn_mean)", "+ (values[j] - mu) * r * gn_mean)"),
+        mean_sign=("(d[j] * g[j] - g_mean", "(d[j] * g[j] + g_mean"),
+        a_warp_lost=("for (int w = 0; w < n_warps; ++w)", "for (int w = 1; w < n_warps; ++w)"),
+        missing_barrier=("  __syncthreads();\n", "\n"),
+    ),
+    *_of(
+        "lucid/_gpu/columns.cu",
+        *gpu_tests("linear"),
+        slope_forgotten=("d[j] *= slope(before[j], activation);", "d[j] *= 1;"),
+        a_group_lost=(
+            "for (int y = 1; y < 8; ++y) sum[j] += sums[y][j][threadIdx.x];",
+            "for (int y = 2; y < 8; ++y) sum[j] += sums[y][j][threadIdx.x];",
+        ),
+        parts_sign=("sum += parts[static_cast<int64_t>(p) * n + column];", "sum -= parts[static_cast<int64_t>(p) * n + column];"),
+    ),
+    *_of(
+        "lucid/_gpu/activation.cuh",
+        *gpu_tests("activation"),
+        erf_sign=("return fmaf(half, erff(x * 0.70710678f), half);", "return fmaf(half, erff(x * 0.70710678f), -half);"),
+        density_sign=("return fmaf(x, 0.39894228f", "return fmaf(-x, 0.39894228f"),
+        sigmoid_slope_sign=("return fmaf(factor * e * s, s,", "return fmaf(-factor * e * s, s,"),
+    ),
+    *_of(
+        "lucid/_gpu/activation.cu",
+        *gpu_tests("linear"),
+        bias_sign=("values[j] += more[j];\n  }\n  if (before", "values[j] -= more[j];\n  }\n  if (before"),
+        residual_before_the_activation=("if (before != nullptr) write(before + at", "if (before == nullptr) write(y + at"),
+    ),
+    *_of("lucid/_gpu/philox.cuh", *gpu_tests("random_numbers"), a_round_less=("round < 10", "round < 9")),
+    *_of(
+        "lucid/_gpu/embedding.cu",
+        *gpu_tests("embedding or gather"),
+        position_sign=("values[j] + of_type[j] + of_position[j]", "values[j] + of_type[j] - of_position[j]"),
+        a_token_lost=("for (int i = begin; i < end; ++i)", "for (int i = begin + 1; i < end; ++i)"),
+    ),
+    *_of("lucid/_gpu/rows.cu", *gpu_tests("rows"), tail_lost=("j < min(n, i + N)", "j + 1 < min(n, i + N)")),
+    *_of(
+        "lucid/_gpu/adamw.cu",
+        "tests/gpu/test_adamw.py",
+        "tests/gpu/test_model.py",
+        "-k",
+        "the_cpus or finite",
+        step_sign=("update.weight[i] - update.rate * m", "update.weight[i] + update.rate * m"),
+        decay_forgotten=("update.keep * update.weight[i]", "update.weight[i]"),
+        copy_forgotten=("if (update.copy == nullptr) continue;", "continue;"),
+        not_finite_forgotten=("if (!isfinite(norm[0])) return;", ""),
+        clipping_forgotten=("sum <= most ? share : share * (most / sum)", "share"),
+    ),
+    *_of(
+        "lucid/nn/parameter.py",
+        "tests/gpu/test_model.py",
+        "-k",
+        "written",
+        a_copy_outlives_a_write=(
+            "            finally:\n                self._copy = None\n",
+            "            finally:\n                pass\n",
+        ),
+    ),
 ]

@@ -208,7 +208,13 @@ class Parameter(Tensor):
     def __repr__(self) -> str:
         return f"Parameter(shape={self.shape})"
 
+    def __deepcopy__(self, _: Any) -> Parameter:
+        copied = _restore(self._shape, np.array(self.numpy()), self.version, self.requires_grad)
+        copied.move_like(self)
+        return copied
+
     def __reduce__(self) -> Any:
+        # On the CPU: another process may have no GPU.
         return _restore, (self._shape, np.array(self.numpy()), self.version, self.requires_grad)
 
 

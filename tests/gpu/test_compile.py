@@ -9,7 +9,8 @@ import pytest
 
 from lucid._gpu import runtime
 
-ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]  # A100, H100, B200
+ARCHITECTURES = [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90", pytest.param("sm_100", marks=pytest.mark.slow)]
+"""Of A100, H100 and B200."""
 MOST_REGISTERS = 255
 
 

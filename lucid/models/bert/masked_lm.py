@@ -386,6 +386,8 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
         values = resized(old, n_words, self.config.initializer_range)
         self.cls.predictions.decoder = Linear(self.config.hidden_size, n_words, lambda _: values["weight"])
         self.cls.predictions.decoder.bias.adopt(values["bias"])
+        self.cls.predictions.decoder.to(self.device)
+        self.cls.predictions.decoder.weight.move_like(old.weight)
         self.special_token_ids = [i for i in self.special_token_ids if i < n_words]
         if is_tied:
             self.tie_weights()
