@@ -80,6 +80,8 @@ def stored_type(array: Any) -> Any:
 
     Vectors, such as biases and the gain of a normalisation, are float32 in any case.
     """
+    if type(array) is np.ndarray:  # at once, since every op asks
+        return np.float32
     return array.dtype if is_on_gpu(array) and array.dtype.name in ("float16", "bfloat16") else np.float32
 
 

@@ -67,13 +67,16 @@ class Op:
     def run(self, *arrays: Array, keep: bool, **params: Any) -> tuple[Any, Any]:
         """Check, pick the device, run forward; return the result, and what backward reads if `keep`."""
         self.check(*arrays, **params)
-        self._want_one_device(arrays)
+        for array in arrays:
+            if type(array) is not np.ndarray and array is not None and is_on_gpu(array):
+                self._want_all_on_gpu(arrays)
+                break
         arrays, params = tuple(map(aligned, arrays)), {name: aligned(value) for name, value in params.items()}
         return self.on(arrays[0]).forward(*arrays, keep=keep, **params)
 
-    def _want_one_device(self, arrays: tuple[Array, ...]) -> None:
-        """Raise TypeError unless all arrays are where the first one is; arrays of indices among the parameters are copied there."""
-        if len({is_on_gpu(getattr(array, "panels", array)) for array in arrays if array is not None}) > 1:
+    def _want_all_on_gpu(self, arrays: tuple[Array, ...]) -> None:
+        """Raise TypeError unless all arrays are there; arrays of indices, among the parameters, are copied when they are not."""
+        if not all(is_on_gpu(array) for array in arrays if array is not None):
             raise TypeError(f"{self.name}: some arrays are on the CPU and some on the GPU: move them with .to('gpu') or .to('cpu')")
 
     def __call__(self, *arrays: Array, **params: Any) -> Any:
