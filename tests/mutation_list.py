@@ -13,6 +13,7 @@ CONTRACT = "tests/ops/test_contract.py"
 TAPE = "tests/gradients/test_autograd.py"
 OPTIM = "tests/optim"
 GPU_OPS = ("tests/gpu/test_ops.py", "tests/gpu/test_attention.py", "-k", "attention and not half")
+DECODER_ON_GPU = "tests/gpu/test_decoder.py"
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,33 @@ MUTATIONS: list[Mutation] = [
         factor_sign=("np.asarray(d_y * np.float32(factor))", "np.asarray(d_y * np.float32(-factor))"),
     ),
     *_of("lucid/ops/reshape.py", *op_tests("reshape"), sign=("return (d_y.reshape(shape),)", "return (-d_y.reshape(shape),)")),
+    # The GPU's decoder, emulated
+    *_of(
+        "lucid/_gpu/softmax.cuh",
+        DECODER_ON_GPU,
+        onehot_sign=("- (j == label ?", "+ (j == label ?"),
+        rescaling_sign=("expf(sum.top - top)", "expf(top - sum.top)"),
+        bias_sign=("(bias ? bias[j] : 0.0f)", "(bias ? -bias[j] : 0.0f)"),
+        ignored_labels_count=("label < 0 ? 0.0f : (expf", "label < -1 ? 0.0f : (expf"),
+        a_column_too_many=("* ROW_THREADS < n ? logit", "* ROW_THREADS <= n ? logit"),
+    ),
+    *_of(
+        "lucid/_gpu/cross_entropy.cu", DECODER_ON_GPU, gradient_before_the_loss=("  __syncthreads();  // the gradient", "  // the gradient")
+    ),
+    *_of(
+        "lucid/_gpu/decoder.cu",
+        DECODER_ON_GPU,
+        ties_by_falling_id=("<< 32 | ~static_cast<uint32_t>(word);", "<< 32 | static_cast<uint32_t>(word) + 1;"),
+        two_zeros=("x == 0.0f ? 0.0f : x", "x"),
+        the_same_word_again=("rank < limit &&", "rank <= limit &&"),
+    ),
+    *_of(
+        "lucid/_gpu/decoder.py",
+        DECODER_ON_GPU,
+        chunks_lost=("beta=float(rows.start > 0)", "beta=0.0"),
+        bias_gradient_sign=("d_bias += column_sum", "d_bias -= column_sum"),
+        rows_not_padded=("-(-n_words // 8) * 8", "n_words + 1"),
+    ),
     # Linear, rows, dropout
     *_of(
         "lucid/ops/linear.py",

@@ -98,7 +98,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begin = time.monotonic()
     size = "mini" if args.quick else "base"
     args.cache.mkdir(parents=True, exist_ok=True)
-    setting = Setting(checkpoint(args.cache, size), args.cache / f"peers-{size}", args.threads, size)
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -106,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = Results("the CPU: a trial of the suite", {name: version(name) for name in _PACKAGES}, size)
     if not args.quick:
         try:
-            with Worker(OURS, setting, module=MODULE) as worker:
+            with Worker(OURS, Setting(args.cache, args.cache, args.threads, size), module=MODULE) as worker:
                 found = worker.call("device")
         except PeerError as error:
             say(f"there is no GPU that lucid can use: {error}\n`--quick` tries the suite out on the CPU; docs/gpu.md says how to install.")
@@ -120,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif args.quick and args.sides is None:
         results.left_out.append("torch.compile: with --quick it runs only if it is named")
         sides = [name for name in sides if not name.startswith("compile")]
+    setting = Setting(checkpoint(args.cache, size), args.cache / f"peers-{size}", args.threads, size)
     run = Run(sides, setting, box, results, args.quick, say)
     try:
         run.cases([case for name, case in cases(args.quick).items() if name in some])
@@ -134,7 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(summary(results))
     for row in (row for result in results.cases for row in result.rows if row.note):
         print(f"{row.side}: {row.note}")
-    print("\n".join(f"left out: {what}" for what in results.left_out))
+    for what in results.left_out:
+        print(f"left out: {what}")
     return 0 if results.is_right else 1
 
 

@@ -90,7 +90,8 @@ class Lucid(Side):
         super().__init__(name, setting, is_on_gpu)
         import lucid
 
-        lucid.set_num_threads(setting.n_threads)
+        # As a reference it has the CPU for itself.
+        lucid.set_num_threads(len(os.sched_getaffinity(0)) if name == "reference" else setting.n_threads)
         lucid.manual_seed(0)
         if is_on_gpu:
             import cupy

@@ -304,13 +304,11 @@ def test_the_help_names_every_case_and_side() -> None:
     assert all(f"\n  {name} " in text for name in (*cases(), *SIDES))
 
 
-def test_without_a_gpu_it_says_so(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(command, "checkpoint", lambda cache, size: setting.folder)
     assert command.main(["--cache", str(tmp_path)]) == 2
     assert "there is no GPU that lucid can use" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []  # nothing was made for nothing
 
 
 def test_a_run_on_the_cpu(setting: Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,6 +69,35 @@ def test_kernels_compile_and_spill_nothing(nvrtc: Any, source: str, architecture
         assert numbers["SHARED"] <= 48 << 10, names[name]
 
 
+MEMORY_BOUND = {
+    "activation": ("activation_forward", "activation_backward", "bias_activation"),
+    "columns": ("column_parts",),
+    "dropout": ("dropout_forward",),
+    "embedding": ("embedding_forward", "sum_segments"),
+    "layer_norm": ("layer_norm_forward", "layer_norm_backward"),
+    "rows": ("take_rows", "put_rows"),
+}
+"""Kernels that do little but read and write."""
+
+
+@pytest.mark.parametrize("source", MEMORY_BOUND)
+def test_memory_is_read_and_written_16_bytes_at_a_time(nvrtc: Any, source: str, tmp_path: Path) -> None:
+    nvdisasm = _nvidia() / "bin" / "nvdisasm"  # type: ignore[operator]
+    if not nvdisasm.exists():
+        pytest.skip("what the compiler made is not known: pip install nvidia-cuda-nvdisasm")
+    binary, names = compiled(nvrtc, source, "sm_90")
+    file = tmp_path / "kernels.cubin"
+    file.write_bytes(binary)
+    text = subprocess.run([nvdisasm, file], capture_output=True, text=True, check=True).stdout
+    _, *parts = re.split(r"\.section\s+\.text\.(\S+?),", text)
+    bodies = {names[name]: body for name, body in zip(parts[::2], parts[1::2], strict=True)}
+    for kernel in MEMORY_BOUND[source]:
+        for c_type in runtime.C_TYPES.values():
+            body = bodies[f"{kernel}<{c_type}>"]
+            assert "LDG.E.128" in body, f"{kernel}<{c_type}> reads"
+            assert "STG.E.128" in body, f"{kernel}<{c_type}> writes"
+
+
 @pytest.mark.parametrize("source", runtime.sources())
 def test_every_kernel_of_a_source_is_named(source: str) -> None:
     """In its KERNEL lines, which is what is compiled and launched; and every one named is there."""

@@ -1,5 +1,8 @@
 """Every op that has a GPU kernel, over the calls that its CPU kernel is tested with: on the emulator, and on a GPU if there is one."""
 
+import importlib
+import inspect
+import pkgutil
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ from gradients.cases import Case as GradientCase
 from gradients.cases import gamma
 from reference import STEEPEST
 
+import lucid.ops
 from gpu.cases import ROUNDING, WORSE, dense, host, moved, on_gpu, rounded
 from gpu.emulator import DeviceArray, Emulator
 from lucid._gpu.columns import ROWS_AT_ONCE
@@ -18,6 +22,7 @@ from lucid.ops.activation import activation
 from lucid.ops.dropout import dropout
 from lucid.ops.linear import linear
 from lucid.ops.mlm_mask import mlm_mask
+from lucid.ops.op import Op
 
 MOST = 150_000
 """Numbers of a call that the emulator, thread by thread, does in a second or two."""
@@ -158,3 +163,22 @@ def test_arrays_of_two_devices_are_refused(emulated: Emulator) -> None:
 def test_an_activation_of_another_type_is_refused(emulated: Emulator) -> None:
     with pytest.raises(TypeError, match="activation"):
         activation(xp.asarray(np.ones(3)), name="gelu")
+
+
+def _find_ops() -> dict[str, Op]:
+    modules = [importlib.import_module(f"lucid.ops.{info.name}") for info in pkgutil.iter_modules(lucid.ops.__path__)]
+    return {value.name: value for module in modules for value in vars(module).values() if isinstance(value, Op)}
+
+
+@pytest.mark.parametrize("op", _find_ops().values(), ids=lambda op: op.name)
+def test_every_op_has_a_kernel_that_takes_the_same_arguments(op: Op) -> None:
+    assert op.gpu is not None
+    kernel = op.gpu()
+    bound = getattr(kernel.forward, "keywords", {})
+    assert (kernel.backward is None) == (op.cpu.backward is None)
+
+    def arguments(function: Any) -> list[tuple[Any, ...]]:
+        return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values() if p.name not in bound]
+
+    assert arguments(kernel.forward) == arguments(op.cpu.forward)
+    assert any(case.op is op for case in RUN)
