@@ -78,32 +78,32 @@ MUTATIONS: list[Mutation] = [
     *_of(
         "lucid/_gpu/attention.cu",
         *GPU_OPS,
-        gpu_delta_sign=("scale * p[i][j] * (d_p[i][j] - row_delta[i])", "scale * p[i][j] * (d_p[i][j] + row_delta[i])"),
-        gpu_scores_beyond_the_keys=("? p[i][j] * scale : -INFINITY", "? p[i][j] * scale : 0"),
-        gpu_barrier_before_the_products=("    __syncthreads();\n    add_products(c, staged", "    add_products(c, staged"),
-        gpu_barrier_before_the_weights=("  __syncthreads();\n  store_weights", "  store_weights"),
+        delta_sign=("scale * p[i][j] * (d_p[i][j] - row_delta[i])", "scale * p[i][j] * (d_p[i][j] + row_delta[i])"),
+        scores_beyond_the_keys=("? p[i][j] * scale : -INFINITY", "? p[i][j] * scale : 0"),
+        barrier_before_the_products=("    __syncthreads();\n    add_products(c, staged", "    add_products(c, staged"),
+        barrier_before_the_weights=("  __syncthreads();\n  store_weights", "  store_weights"),
     ),
     *_of(
         "lucid/_gpu/attention_mma.cu",
         "tests/gpu/test_attention.py",
-        gpu_rows_of_others=("row < n_rows ? rows + row * stride + 8 * chunk : rows, row < n_rows", "rows + row * stride + 8 * chunk, true"),
-        gpu_banks=("row / 2 % 4 : row % 8", "row / 2 % 2 : row % 4"),
-        gpu_rescaling_lost=("o[d][2 * h] *= alpha, ", ""),
-        gpu_probabilities_beyond_the_keys=(
+        rows_of_others=("row < n_rows ? rows + row * stride + 8 * chunk : rows, row < n_rows", "rows + row * stride + 8 * chunk, true"),
+        banks=("row / 2 % 4 : row % 8", "row / 2 % 2 : row % 4"),
+        rescaling_lost=("o[d][2 * h] *= alpha, ", ""),
+        probabilities_beyond_the_keys=(
             "is_key ? exp2f(fmaf(p[j][e], scale_2, -row_lse[e / 2])) : 0",
             "exp2f(fmaf(p[j][e], scale_2, -row_lse[e / 2]))",
         ),
-        gpu_lse_in_base_2=("m[h] * LN_2 + logf(sum)", "m[h] + logf(sum)"),
-        gpu_words_of_other_queries=("is_odd ? query_columns[1] : query_columns[0]", "is_odd ? query_columns[0] : query_columns[1]"),
-        gpu_words_of_other_keys=("key / 4 + i / 2 * 2 + lane() / 16", "key / 4 + i / 2 * 2"),
-        gpu_words_unturned=("{{c, d, w.word[2], w.word[3]}}", "{{d, c, w.word[2], w.word[3]}}"),
-        gpu_barrier_before_the_next_copy=(
+        lse_in_base_2=("m[h] * LN_2 + logf(sum)", "m[h] + logf(sum)"),
+        words_of_other_queries=("is_odd ? query_columns[1] : query_columns[0]", "is_odd ? query_columns[0] : query_columns[1]"),
+        words_of_other_keys=("key / 4 + i / 2 * 2 + lane() / 16", "key / 4 + i / 2 * 2"),
+        words_unturned=("{{c, d, w.word[2], w.word[3]}}", "{{d, c, w.word[2], w.word[3]}}"),
+        barrier_before_the_next_copy=(
             "    add_weighted_rows<D, TILE>(o, p, v_tiles + now);\n    __syncthreads();",
             "    add_weighted_rows<D, TILE>(o, p, v_tiles + now);",
         ),
-        gpu_barrier_after_the_copy=("    __syncthreads();\n    float p[TILE / 8][4];", "    float p[TILE / 8][4];"),
-        gpu_wait_without_queries=("  cp_async_wait<0>();", ""),
-        gpu_rows_beyond_the_tile=("if (to < n_rows)", "if (true)"),
+        barrier_after_the_copy=("    __syncthreads();\n    float p[TILE / 8][4];", "    float p[TILE / 8][4];"),
+        wait_without_queries=("  cp_async_wait<0>();", ""),
+        rows_beyond_the_tile=("if (to < n_rows)", "if (true)"),
     ),
     # LayerNorm
     *_of(
