@@ -194,14 +194,14 @@ static void run_block(bool is_reversed) {
 
 static void on_signal(int signal, siginfo_t* info, void*) {
   fault_address = info->si_addr;
-  if (signal == SIGILL)
+  if (signal == SIGILL || signal == SIGTRAP)
     fail("undefined behaviour: an index outside of an array whose size is known, a shift too far, or the like");
   if (signal == SIGFPE) fail("an integer divided by zero");
   fail("memory that is not the kernel's, at %p", fault_address);
 }
 
 static int run_grid(const unsigned* sizes, size_t shared, int is_reversed, char* text, size_t text_size, void** address) {
-  static const int SIGNALS[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
+  static const int SIGNALS[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE}, N = 5;
   static char* signal_stack = (char*)malloc(64 << 10);
   copies_at_once = is_reversed;
   message = text, message_size = text_size, message[0] = 0, current = nullptr, fault_address = nullptr, barrier_sum = 0;
@@ -213,10 +213,10 @@ static int run_grid(const unsigned* sizes, size_t shared, int is_reversed, char*
   shared_size = shared, dynamic_shared = memory + (held - shared) / 16 * 16;  // it ends at a page that nobody may touch
   stack_t before_stack, alternative = {};
   alternative.ss_sp = signal_stack, alternative.ss_size = 64 << 10;
-  struct sigaction before[4], action = {};
+  struct sigaction before[N], action = {};
   action.sa_sigaction = on_signal, action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
   sigaltstack(&alternative, &before_stack);
-  for (int i = 0; i < 4; ++i) sigaction(SIGNALS[i], &action, &before[i]);
+  for (int i = 0; i < N; ++i) sigaction(SIGNALS[i], &action, &before[i]);
   int status = sigsetjmp(outside, 1);
   if (status == 0) {
     if (n_threads < 1 || n_threads > MOST_THREADS) fail("a block of %d threads", n_threads);
@@ -227,7 +227,7 @@ static int run_grid(const unsigned* sizes, size_t shared, int is_reversed, char*
       run_block(is_reversed);
     }
   }
-  for (int i = 0; i < 4; ++i) sigaction(SIGNALS[i], &before[i], nullptr);
+  for (int i = 0; i < N; ++i) sigaction(SIGNALS[i], &before[i], nullptr);
   if (before_stack.ss_flags & SS_DISABLE) before_stack = {}, before_stack.ss_flags = SS_DISABLE;
   sigaltstack(&before_stack, nullptr);
   munmap(memory, held + PAGE);
