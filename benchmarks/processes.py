@@ -52,14 +52,15 @@ class Worker:
     name : str
     setting : Setting
     patience : float. Seconds until an answer is given up.
+    module : str. What the process runs.
     """
 
-    def __init__(self, name: str, setting: Setting, patience: float = 300.0) -> None:
+    def __init__(self, name: str, setting: Setting, patience: float = 300.0, module: str = "benchmarks.worker") -> None:
         self.name = name
         self.patience = patience
         self.said = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", name],
+            [sys.executable, "-m", module, name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.said,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,18 +108,18 @@ class Session:
         return {"kernels": time_kernels(self.setting, seconds, self.clock)}
 
 
-def main() -> None:
-    """Serve until standard input ends."""
+def serve(make: Callable[[str, peers.Setting], Any]) -> None:
+    """Let methods of what `make` returns answer requests until standard input ends; it is made with the first, which may fail."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # libraries may print
     begin = json.loads(sys.stdin.readline())
     setting = peers.Setting(Path(begin["folder"]), Path(begin["cache"]), begin["n_threads"], begin["size"], begin["clock"])
-    session: Session | None = None
+    session: Any = None
     for line in sys.stdin:
         request = json.loads(line)
         try:
             if session is None:
-                session = Session(sys.argv[1], setting)
+                session = make(sys.argv[1], setting)
             result = getattr(session, request.pop("do"))(**request)
         except Exception as error:
             result = {"error": f"{type(error).__name__}: {error}"}
@@ -126,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(Session)

@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
+from lucid.device import is_on_gpu, on_host
 from lucid.ops.op import Array, Op, RowsGradient
 from lucid.tensor import Tensor
 
@@ -134,10 +135,10 @@ def apply(op: Op, *inputs: Any, **params: Any) -> Any:
     Tensor or tuple of Tensor
     """
     is_recorded = is_grad_enabled() and op.is_differentiable and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
-    arrays = [x.array if isinstance(x, Tensor) else x for x in inputs]
+    arrays = [x.operand if isinstance(x, Tensor) else x for x in inputs]
     result, saved = op.run(*arrays, keep=is_recorded, **params)
     if isinstance(result, tuple):
-        return tuple(Tensor(np.asarray(array)) for array in result)
+        return tuple(map(Tensor, result))
     out = Tensor(result)
     if is_recorded:
         kernel = op.on(arrays[0])
@@ -209,8 +210,11 @@ def backward(tensor: Tensor, gradient: Any = None) -> None:
     if gradient is None:
         if tensor.size != 1:
             raise ValueError(f"backward() of a tensor of shape {tensor.shape} wants a gradient of that shape; or take its loss first")
-        gradient = np.ones(tensor.shape, np.float32)
-    gradient = np.array(gradient, np.float32)  # a copy: what flows back may become a leaf's `grad`
+        gradient = np.ones_like(tensor.array)
+    elif is_on_gpu(gradient) or is_on_gpu(tensor.array):
+        gradient = Tensor(gradient, tensor.dtype, tensor.device).array.copy()
+    else:
+        gradient = np.array(gradient, np.float32)  # a copy: what flows back may become a leaf's `grad`
     if gradient.shape != tensor.shape:
         raise ValueError(f"backward() wants a gradient of shape {tensor.shape}, not {gradient.shape}")
     nodes = _nodes_before(tensor.node)
@@ -271,15 +275,21 @@ def gradcheck(function: Callable[..., Tensor], *inputs: Tensor, step: float = 1e
     """
     rng = np.random.default_rng([seed, 0x67726164])  # not default_rng(seed), which may have made the inputs
     directions = [rng.standard_normal(x.shape) for x in inputs]
-    leaves = [Tensor(x.numpy().copy(), requires_grad=True) for x in inputs]
+    leaves = [Tensor(x.numpy().copy(), device=x.device, requires_grad=True) for x in inputs]
     function(*leaves).backward()
     claimed = sum(
-        float((leaf.grad.astype(np.float64) * d).sum()) for leaf, d in zip(leaves, directions, strict=True) if leaf.grad is not None
+        float((on_host(leaf.grad).astype(np.float64) * d).sum())
+        for leaf, d in zip(leaves, directions, strict=True)
+        if leaf.grad is not None
     )
 
     def along(t: float) -> float:
         with no_grad():
-            return float(function(*(Tensor((x.numpy() + t * d).astype(np.float32)) for x, d in zip(inputs, directions, strict=True))))
+            return float(
+                function(
+                    *(Tensor((x.numpy() + t * d).astype(np.float32), device=x.device) for x, d in zip(inputs, directions, strict=True))
+                )
+            )
 
     measured = (8 * (along(step) - along(-step)) - (along(2 * step) - along(-2 * step))) / (12 * step)
     error = abs(claimed - measured) / max(abs(measured), abs(claimed), 1e-6)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lucid.device import Device, check_device, device_of
+from lucid.device import Device, check_device, device_of, is_on_gpu, moved, on_host, stored_type
 from lucid.threads import in_forked_child
 
 _accumulating = threading.Lock()
@@ -30,13 +30,14 @@ class Tensor:
     Parameters
     ----------
     data : array_like
-        A NumPy array, a `Tensor`, anything with ``__dlpack__`` or ``__array__``, a number or nested lists.
+        A NumPy or CuPy array, a `Tensor`, anything with ``__dlpack__`` or ``__array__``, a number or nested lists.
         An array is shared, not copied, unless `dtype` or `device` asks for another one.
     dtype : numpy dtype, optional
         Python floats give float32, Python ints int64.
-    device : {"cpu", "gpu"}
+    device : {"cpu", "gpu"}, optional
+        Default: where `data` is.
     requires_grad : bool
-        Whether `backward` is to fill `grad`; for float32 only.
+        Whether `backward` is to fill `grad`; for float32 only, and half precision on the GPU.
 
     Attributes
     ----------
@@ -52,20 +53,26 @@ class Tensor:
     __slots__ = ("_array", "_grad", "_is_own_grad", "node", "requires_grad")
     __array_priority__ = 1000.0  # a NumPy number leaves a product with a tensor to the tensor
 
-    def __init__(self, data: Any, dtype: Any = None, device: Device = "cpu", requires_grad: bool = False) -> None:
-        check_device(device)
+    def __init__(self, data: Any, dtype: Any = None, device: Device | None = None, requires_grad: bool = False) -> None:
         self._grad: Any = None
         self._is_own_grad = False
         self.node: Any = None
         self.requires_grad = requires_grad
-        self._array: np.ndarray[Any, Any] | None = as_array(data, dtype)
-        if requires_grad and self._array.dtype != np.float32:
+        self._array: Any = as_array(data, dtype)
+        if device is not None:
+            self._array = moved(self._array, check_device(device))
+        if requires_grad and self._array.dtype != stored_type(self._array):
             raise TypeError(f"only float32 tensors have gradients, not {self._array.dtype}: pass dtype=numpy.float32")
 
     @property
     def array(self) -> Any:
         """The array itself: NumPy on the CPU, CuPy on the GPU."""
         return self._array
+
+    @property
+    def operand(self) -> Any:
+        """What an operation reads: the array, or of a parameter its values in another layout or type."""
+        return self.array
 
     @property
     def grad(self) -> Any:
@@ -130,17 +137,18 @@ class Tensor:
         if tuple(gradient.shape) != self.shape:
             raise ValueError(f"a gradient of shape {gradient.shape} for a tensor of shape {self.shape}")
         with _accumulating:  # two threads may go back into one model
-            if isinstance(gradient, np.ndarray):
+            if not hasattr(gradient, "add_to"):
                 if self.grad is None:
                     # Unless it is its own, another tensor may share it, and it is never written to.
                     self._grad, self._is_own_grad = gradient, is_own
                 elif self._is_own_grad:
                     np.add(self.grad, gradient, out=self.grad)
                 else:
-                    self._grad, self._is_own_grad = np.asarray(self.grad + gradient), True
+                    total = self.grad + gradient
+                    self._grad, self._is_own_grad = total if is_on_gpu(total) else np.asarray(total), True
             else:
                 if not self._is_own_grad:
-                    self._grad = np.zeros(self.shape, np.float32) if self.grad is None else np.array(self.grad)
+                    self._grad = np.zeros_like(gradient.values, shape=self.shape) if self.grad is None else self.grad.copy()
                     self._is_own_grad = True
                 gradient.add_to(self.grad)
 
@@ -169,7 +177,7 @@ class Tensor:
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """Return the values as a NumPy array; it shares memory if the tensor is on the CPU."""
-        return np.asarray(self.array)
+        return np.asarray(on_host(self.array))
 
     def item(self) -> int | float | bool:
         """Return the one element as a Python number.
@@ -199,9 +207,8 @@ class Tensor:
         """
         if target is None:
             raise TypeError('to() wants "cpu", "gpu" or a dtype, not None')
-        if target in ("cpu", "gpu"):
-            check_device(target)
-            return self
+        if isinstance(target, str) and target in ("cpu", "gpu"):
+            return self if device_of(self.array) == check_device(target) else Tensor(self.array, device=target)  # type: ignore[arg-type]
         dtype = np.dtype(target)
         return self if dtype == self.dtype else Tensor(self.array.astype(dtype))
 
@@ -220,7 +227,8 @@ class Tensor:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> Tensor:
-        return Tensor(np.asarray(self.array[index]))
+        array = self.array[index]
+        return Tensor(array if is_on_gpu(array) else np.asarray(array))
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
@@ -239,8 +247,8 @@ class Tensor:
         return f"Tensor({values}, shape={self.shape}, dtype={self.dtype}, device='{self.device}')"
 
 
-def as_array(data: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
-    """Return the NumPy array behind `data`, converting what is not one.
+def as_array(data: Any, dtype: Any = None) -> Any:
+    """Return the NumPy or CuPy array behind `data`, converting what is not one to NumPy's.
 
     Raises
     ------
@@ -253,8 +261,11 @@ def as_array(data: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
         return data
     if isinstance(data, np.ma.MaskedArray):
         raise TypeError("masked arrays hold values that are not meant: give a plain array, and an attention_mask for what is padding")
+    array: Any
     if isinstance(data, Tensor):
         array = data.array
+    elif is_on_gpu(data):
+        array = data
     elif isinstance(data, np.ndarray):
         array = np.asarray(data)
     elif hasattr(data, "__array__"):
@@ -276,9 +287,7 @@ def as_array(data: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
     if array.dtype.kind not in "biuf" and array.dtype.name not in ("bfloat16",):
         raise TypeError(f"a tensor holds numbers, not {array.dtype} ({type(data).__name__})")
     if dtype is None:
-        unchanged: np.ndarray[Any, Any] = array
-        return unchanged
+        return array
     if np.dtype(dtype).kind not in "biuf" and np.dtype(dtype).name != "bfloat16":
         raise TypeError(f"a tensor holds numbers, not {np.dtype(dtype)}")
-    converted: np.ndarray[Any, Any] = array.astype(dtype, copy=False)
-    return converted
+    return array.astype(dtype, copy=False)

@@ -12,6 +12,8 @@ OPS = "tests/gradients/test_ops.py"
 CONTRACT = "tests/ops/test_contract.py"
 TAPE = "tests/gradients/test_autograd.py"
 OPTIM = "tests/optim"
+GPU_OPS = ("tests/gpu/test_ops.py", "tests/gpu/test_attention.py", "-k", "attention and not half")
+DECODER_ON_GPU = "tests/gpu/test_decoder.py"
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,18 @@ class Mutation:
 
 
 def _of(file: str, *tests: str, **changes: tuple[str, str]) -> list[Mutation]:
-    stem = Path(file).stem
+    stem = Path(file).stem + (" on the gpu" if "_gpu/" in file else "")
     return [Mutation(f"{stem}: {name.replace('_', ' ')}", file, old, new, tests) for name, (old, new) in changes.items()]
 
 
 def op_tests(*names: str) -> tuple[str, ...]:
     """The comparisons with the float64 reference, of gradients and of results with a tape and without, for some ops."""
     return OPS, CONTRACT, "-k", f"(of_the_reference or result_is_right or bits_with_a_tape) and ({' or '.join(names)})"
+
+
+def gpu_tests(words: str) -> tuple[str, ...]:
+    """The same for the GPU's kernels, on the emulator."""
+    return "tests/gpu/test_ops.py", "-k", f"emulated and ({words})"
 
 
 MUTATIONS: list[Mutation] = [
@@ -66,6 +73,37 @@ MUTATIONS: list[Mutation] = [
         forward_rescaling_sign=("alpha = exp1(m[i] - top)", "alpha = exp1(top - m[i])"),
         forward_lse_sign=("m[i] + <float> log1(l[i])", "m[i] - <float> log1(l[i])"),
         forward_mask_of_other_keys=("call.key_columns + key_begin + k0", "call.key_columns + key_begin"),
+    ),
+    # Attention of the GPU, emulated
+    *_of(
+        "lucid/_gpu/attention.cu",
+        *GPU_OPS,
+        delta_sign=("scale * p[i][j] * (d_p[i][j] - row_delta[i])", "scale * p[i][j] * (d_p[i][j] + row_delta[i])"),
+        scores_beyond_the_keys=("? p[i][j] * scale : -INFINITY", "? p[i][j] * scale : 0"),
+        barrier_before_the_products=("    __syncthreads();\n    add_products(c, staged", "    add_products(c, staged"),
+        barrier_before_the_weights=("  __syncthreads();\n  store_weights", "  store_weights"),
+    ),
+    *_of(
+        "lucid/_gpu/attention_mma.cu",
+        "tests/gpu/test_attention.py",
+        rows_of_others=("row < n_rows ? rows + row * stride + 8 * chunk : rows, row < n_rows", "rows + row * stride + 8 * chunk, true"),
+        banks=("row / 2 % 4 : row % 8", "row / 2 % 2 : row % 4"),
+        rescaling_lost=("o[d][2 * h] *= alpha, ", ""),
+        probabilities_beyond_the_keys=(
+            "is_key ? exp2f(fmaf(p[j][e], scale_2, -row_lse[e / 2])) : 0",
+            "exp2f(fmaf(p[j][e], scale_2, -row_lse[e / 2]))",
+        ),
+        lse_in_base_2=("m[h] * LN_2 + logf(sum)", "m[h] + logf(sum)"),
+        words_of_other_queries=("is_odd ? query_columns[1] : query_columns[0]", "is_odd ? query_columns[0] : query_columns[1]"),
+        words_of_other_keys=("key / 4 + i / 2 * 2 + lane() / 16", "key / 4 + i / 2 * 2"),
+        words_unturned=("{{c, d, w.word[2], w.word[3]}}", "{{d, c, w.word[2], w.word[3]}}"),
+        barrier_before_the_next_copy=(
+            "    add_weighted_rows<D, TILE>(o, p, v_tiles + now);\n    __syncthreads();",
+            "    add_weighted_rows<D, TILE>(o, p, v_tiles + now);",
+        ),
+        barrier_after_the_copy=("    __syncthreads();\n    float p[TILE / 8][4];", "    float p[TILE / 8][4];"),
+        wait_without_queries=("  cp_async_wait<0>();", ""),
+        rows_beyond_the_tile=("if (to < n_rows)", "if (true)"),
     ),
     # LayerNorm
     *_of(
@@ -189,6 +227,33 @@ MUTATIONS: list[Mutation] = [
         factor_sign=("np.asarray(d_y * np.float32(factor))", "np.asarray(d_y * np.float32(-factor))"),
     ),
     *_of("lucid/ops/reshape.py", *op_tests("reshape"), sign=("return (d_y.reshape(shape),)", "return (-d_y.reshape(shape),)")),
+    # The GPU's decoder, emulated
+    *_of(
+        "lucid/_gpu/softmax.cuh",
+        DECODER_ON_GPU,
+        onehot_sign=("- (j == label ?", "+ (j == label ?"),
+        rescaling_sign=("expf(sum.top - top)", "expf(top - sum.top)"),
+        bias_sign=("(bias ? bias[j] : 0.0f)", "(bias ? -bias[j] : 0.0f)"),
+        ignored_labels_count=("label < 0 ? 0.0f : (expf", "label < -1 ? 0.0f : (expf"),
+        a_column_too_many=("* ROW_THREADS < n ? logit", "* ROW_THREADS <= n ? logit"),
+    ),
+    *_of(
+        "lucid/_gpu/cross_entropy.cu", DECODER_ON_GPU, gradient_before_the_loss=("  __syncthreads();  // the gradient", "  // the gradient")
+    ),
+    *_of(
+        "lucid/_gpu/decoder.cu",
+        DECODER_ON_GPU,
+        ties_by_falling_id=("<< 32 | ~static_cast<uint32_t>(word);", "<< 32 | static_cast<uint32_t>(word) + 1;"),
+        two_zeros=("x == 0.0f ? 0.0f : x", "x"),
+        the_same_word_again=("rank < limit &&", "rank <= limit &&"),
+    ),
+    *_of(
+        "lucid/_gpu/decoder.py",
+        DECODER_ON_GPU,
+        chunks_lost=("beta=float(rows.start > 0)", "beta=0.0"),
+        bias_gradient_sign=("d_bias += column_sum", "d_bias -= column_sum"),
+        rows_not_padded=("-(-n_words // 8) * 8", "n_words + 1"),
+    ),
     # Linear, rows, dropout
     *_of(
         "lucid/ops/linear.py",
@@ -278,9 +343,77 @@ MUTATIONS: list[Mutation] = [
     *_of(
         "lucid/tensor.py",
         TAPE,
-        second_gradient_alone=("np.asarray(self.grad + gradient)", "np.asarray(gradient)"),
+        second_gradient_alone=("total = self.grad + gradient", "total = gradient"),
         third_gradient_sign=("np.add(self.grad, gradient, out=self.grad)", "np.subtract(self.grad, gradient, out=self.grad)"),
         gradients_of_others_written=("self._is_own_grad = False  # the array", "self._is_own_grad = value is not None  # the array"),
     ),
     *_of("lucid/ops/op.py", TAPE, rows_replace=("total[self.rows] += self.values", "total[self.rows] = self.values")),
+    # The GPU's kernels, which the emulator runs
+    *_of(
+        "lucid/_gpu/norm.cuh",
+        *gpu_tests("layer_norm or embedding"),
+        variance_of_nothing=("squares = fmaf(centred, centred, squares);", "squares = centred;"),
+        bias_sign=("* r, g[j], values[j]);", "* r, g[j], -values[j]);"),
+    ),
+    *_of(
+        "lucid/_gpu/layer_norm.cu",
+        *gpu_tests("layer_norm"),
+        normal_sign=("- (values[j] - mu) * r * gn_mean)", "+ (values[j] - mu) * r * gn_mean)"),
+        mean_sign=("(d[j] * g[j] - g_mean", "(d[j] * g[j] + g_mean"),
+        a_warp_lost=("for (int w = 0; w < n_warps; ++w)", "for (int w = 1; w < n_warps; ++w)"),
+        missing_barrier=("  __syncthreads();\n", "\n"),
+    ),
+    *_of(
+        "lucid/_gpu/columns.cu",
+        *gpu_tests("linear"),
+        slope_forgotten=("d[j] *= slope(before[j], activation);", "d[j] *= 1;"),
+        a_group_lost=(
+            "for (int y = 1; y < 8; ++y) sum[j] += sums[y][j][threadIdx.x];",
+            "for (int y = 2; y < 8; ++y) sum[j] += sums[y][j][threadIdx.x];",
+        ),
+        parts_sign=("sum += parts[static_cast<int64_t>(p) * n + column];", "sum -= parts[static_cast<int64_t>(p) * n + column];"),
+    ),
+    *_of(
+        "lucid/_gpu/activation.cuh",
+        *gpu_tests("activation"),
+        erf_sign=("return fmaf(half, erff(x * 0.70710678f), half);", "return fmaf(half, erff(x * 0.70710678f), -half);"),
+        density_sign=("return fmaf(x, 0.39894228f", "return fmaf(-x, 0.39894228f"),
+        sigmoid_slope_sign=("return fmaf(factor * e * s, s,", "return fmaf(-factor * e * s, s,"),
+    ),
+    *_of(
+        "lucid/_gpu/activation.cu",
+        *gpu_tests("linear"),
+        bias_sign=("values[j] += more[j];\n  }\n  if (before", "values[j] -= more[j];\n  }\n  if (before"),
+        residual_before_the_activation=("if (before != nullptr) write(before + at", "if (before == nullptr) write(y + at"),
+    ),
+    *_of("lucid/_gpu/philox.cuh", *gpu_tests("random_numbers"), a_round_less=("round < 10", "round < 9")),
+    *_of(
+        "lucid/_gpu/embedding.cu",
+        *gpu_tests("embedding or gather"),
+        position_sign=("values[j] + of_type[j] + of_position[j]", "values[j] + of_type[j] - of_position[j]"),
+        a_token_lost=("for (int i = begin; i < end; ++i)", "for (int i = begin + 1; i < end; ++i)"),
+    ),
+    *_of("lucid/_gpu/rows.cu", *gpu_tests("rows"), tail_lost=("j < min(n, i + N)", "j + 1 < min(n, i + N)")),
+    *_of(
+        "lucid/_gpu/adamw.cu",
+        "tests/gpu/test_adamw.py",
+        "tests/gpu/test_model.py",
+        "-k",
+        "the_cpus or finite",
+        step_sign=("update.weight[i] - update.rate * m", "update.weight[i] + update.rate * m"),
+        decay_forgotten=("update.keep * update.weight[i]", "update.weight[i]"),
+        copy_forgotten=("if (update.copy == nullptr) continue;", "continue;"),
+        not_finite_forgotten=("if (!isfinite(norm[0])) return;", ""),
+        clipping_forgotten=("sum <= most ? share : share * (most / sum)", "share"),
+    ),
+    *_of(
+        "lucid/nn/parameter.py",
+        "tests/gpu/test_model.py",
+        "-k",
+        "written",
+        a_copy_outlives_a_write=(
+            "            finally:\n                self._copy = None\n",
+            "            finally:\n                pass\n",
+        ),
+    ),
 ]

@@ -33,8 +33,14 @@ def one_line_errors() -> Iterator[None]:
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(READER_GONE) from None
-    except MemoryError:
-        say("out of memory: give fewer or shorter texts at once, or a smaller --top-k or --beam-width")
+    except MemoryError as error:
+        is_gpu = type(error).__name__ == "DeviceMemoryError"  # by name: there may be no need to import it
+        say(str(error) if is_gpu else "out of memory: give fewer or shorter texts at once, or a smaller --top-k or --beam-width")
+        raise typer.Exit(ERROR) from None
+    except RuntimeError as error:
+        if type(error).__name__ != "DeviceError":
+            raise
+        say(str(error))
         raise typer.Exit(ERROR) from None
     except OSError as error:
         say(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))

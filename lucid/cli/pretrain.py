@@ -58,6 +58,8 @@ def pretrain(
     cache: Annotated[
         str | None, _option("--cache", _FOLDER, "For tokenised text. [dim]Default: in the run's folder.[/dim]", metavar="DIR")
     ] = None,
+    device: Annotated[str | None, _option("--device", _FOLDER, "cpu or gpu. [dim]Default: cpu.[/dim]")] = None,
+    dtype: Annotated[str | None, _option("--dtype", _FOLDER, "On the GPU: float32 or bfloat16. [dim]Default: float32.[/dim]")] = None,
     config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML file with any of these options.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tokenise, time two steps, say what the run will cost, and stop.")] = False,
     threads: Threads = None,

@@ -344,7 +344,7 @@ def _part_shape(parameter: Parameter, names: list[str]) -> tuple[int, ...]:
 def _read(parameter: Parameter, names: list[str], stored: Mapping[str, _Stored]) -> np.ndarray[Any, Any]:
     """Return a parameter's values from the tensors that make it up; where one is missing, the initial ones."""
     is_whole = all(name in stored for name in names)
-    out = empty(parameter.shape, is_lasting=True) if is_whole else np.array(parameter.array)
+    out = empty(parameter.shape, is_lasting=True) if is_whole else np.array(parameter.numpy())
     for name, part in zip(names, np.split(out, len(names)), strict=True):
         if name in stored:
             stored[name].file.read_into(stored[name].name, part)

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from lucid.device import Device, check_device
+from lucid.device import Device, check_device, on_host, real_type
 from lucid.nn.parameter import Parameter
 
 
@@ -107,13 +107,13 @@ class Module:
             raise KeyError(f"state_dict does not fit: missing {missing or 'nothing'}, unexpected {unexpected or 'nothing'}")
         first_path = {id(parameter): name for name, parameter in own.items()}
         for name in aliases.keys() & state.keys():
-            array, parameter = np.asarray(state[name]), aliases[name]
+            array, parameter = np.asarray(on_host(state[name])), aliases[name]
             if array.shape != parameter.shape:
                 raise ValueError(f"state_dict: {name} has shape {array.shape}, the model wants {parameter.shape}")
             if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
                 raise TypeError(f"state_dict: {name} holds {array.dtype}, the model wants floating-point numbers")
             twin = first_path[id(parameter)]
-            if twin != name and twin in state and not np.array_equal(array, np.asarray(state[twin])):
+            if twin != name and twin in state and not np.array_equal(array, np.asarray(on_host(state[twin]))):
                 raise ValueError(f"state_dict: {name} and {twin} are tied in this model, but their values differ")
         for name, parameter in own.items():
             if name in state:
@@ -128,7 +128,7 @@ class Module:
         if self.training:
             parameter.row_major()
             return parameter
-        return parameter.packed() if packed else parameter.array
+        return parameter.packed() if packed else parameter.operand
 
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
@@ -145,21 +145,36 @@ class Module:
         """Set eval mode for this module and all below it: no dropout, and parameters are constants."""
         return self.train(False)
 
-    def to(self, device: Device) -> Self:
-        """Move the parameters to a device, "cpu" or "gpu".
+    def to(self, device: Device, dtype: str | None = None) -> Self:
+        """Move the parameters and their gradients to a device.
+
+        Parameters
+        ----------
+        device : "cpu" or "gpu"
+        dtype : "float32", "bfloat16" or "float16", optional
+            What the GPU's matrices and activations are stored in. Parameters, gradients, sums and losses stay float32; float16 is
+            for inference: small gradients would vanish. Default: as it is, float32 for a model that comes from the CPU.
 
         Raises
         ------
         DeviceError
             The device cannot be used here; the message says why.
+        ValueError
+            There is no such type, or none but float32 on the CPU.
         """
         check_device(device)
+        if dtype is not None:
+            real_type(dtype)
+            if device == "cpu" and dtype != "float32":
+                raise ValueError(f"the CPU computes in float32, not {dtype}")
+        for parameter in self.parameters():
+            parameter.move(device, dtype)
         return self
 
     @property
     def device(self) -> Device:
         """Where the parameters live."""
-        return "cpu"
+        return next((parameter.device for parameter in self.parameters()), "cpu")
 
     def extra_repr(self) -> str:
         """Return what stands between the brackets when the module is printed."""

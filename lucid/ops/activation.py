@@ -1,11 +1,12 @@
 """Activations, element by element: GELU in both forms, ReLU, SiLU, tanh."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op, empty, want
+from lucid.ops.op import Array, Kernel, Op, empty, stored_type, want
 from lucid.threads import threads_for
 
 ACTIVATIONS = {
@@ -28,7 +29,7 @@ ELEMENTARY = {"exp": 6, "erf": 7}
 
 
 def _check(x: Array, *, name: str) -> None:
-    if not hasattr(x, "dtype") or x.dtype != np.float32:
+    if not hasattr(x, "dtype") or x.dtype != stored_type(x):
         raise TypeError(f"activation: x must be a float32 array, not {getattr(x, 'dtype', type(x).__name__)}")
     if name not in ACTIVATIONS and name not in ELEMENTARY:
         raise ValueError(f"activation {name!r} is unknown; known: {', '.join(ACTIVATIONS)}")
@@ -50,5 +51,11 @@ def _backward(saved: tuple[Array, str], d_y: Array) -> tuple[Array]:
     return (d_x,)
 
 
-activation = Op("activation", _check, cpu=Kernel(_forward, _backward), gpu=None)
+def _on_gpu() -> Kernel:
+    from lucid._gpu import activation as gpu
+
+    return Kernel(partial(gpu.forward, numbers={**ACTIVATIONS, **ELEMENTARY}), gpu.backward)
+
+
+activation = Op("activation", _check, cpu=Kernel(_forward, _backward), gpu=_on_gpu)
 """y = f(x), for a float32 array of any shape; ``name`` is a key of `ACTIVATIONS`."""

@@ -1,8 +1,13 @@
 """Updating parameters, and measuring gradients. In place, and off the tape."""
 
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 
 from lucid._ext import kernels
+from lucid.device import is_on_gpu
 from lucid.ops.op import Array, aligned, want
 from lucid.threads import threads_for
 
@@ -70,4 +75,60 @@ def sum_of_squares(x: Array) -> float:
     """
     if getattr(x, "dtype", None) != np.float32:
         raise TypeError(f"sum_of_squares: x must be a float32 array, not {getattr(x, 'dtype', type(x).__name__)}")
+    if is_on_gpu(x):
+        return gradient_norm([x]) ** 2
     return float(kernels.sum_of_squares(np.ascontiguousarray(aligned(x)).reshape(-1), threads_for(x.size)))
+
+
+def gradient_norm(gradients: Sequence[Array]) -> float:
+    """Return the Euclidean norm of float32 arrays together, summed in float64. On the GPU, this waits for it."""
+    if gradients and all(map(is_on_gpu, gradients)):
+        from lucid._gpu.adamw import gradient_norm as on_gpu
+
+        return float(on_gpu(gradients)[0])
+    return math.sqrt(math.fsum(map(sum_of_squares, gradients)))
+
+
+class Update(NamedTuple):
+    """What is done to one parameter on the GPU.
+
+    Attributes
+    ----------
+    weight, m, v : array, float32, C-contiguous. Written.
+    d_weight : array, float32, of that shape
+    copy : array of that shape, float16 or bfloat16, or None. The weight in the type that operations read; written.
+    lr, weight_decay : float
+    step : int, >= 1. For the bias correction.
+    """
+
+    weight: Array
+    d_weight: Array
+    m: Array
+    v: Array
+    copy: Array | None
+    lr: float
+    weight_decay: float
+    step: int
+
+
+def adamw_steps(updates: Sequence[Update], *, betas: tuple[float, float], eps: float, scale: float, max_norm: float | None) -> Array:
+    """Do `adamw_step` to many parameters on the GPU at once, unless a gradient is not finite; nobody waits.
+
+    Parameters
+    ----------
+    updates : sequence of Update
+    betas, eps : as for `adamw_step`
+    scale : float. Multiplies the gradients.
+    max_norm : float, optional. Then they are scaled so that their norm together is at most this.
+
+    Returns
+    -------
+    norm : array on the GPU, float64, shape (). Of all gradients together, scaled, before clipping.
+    """
+    from lucid._gpu.adamw import adamw_steps as on_gpu
+
+    for update in updates:
+        for name in ("weight", "d_weight", "m", "v"):
+            want("adamw", name, getattr(update, name), np.float32, update.weight.shape)
+    norm: Array = on_gpu(updates, betas=betas, eps=eps, share=scale, max_norm=max_norm)[0]
+    return norm

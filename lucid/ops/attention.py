@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op, aligned, empty, rows_contiguous, want, want_stream
+from lucid.device import is_on_gpu
+from lucid.ops.op import Array, Kernel, Op, aligned, empty, rows_contiguous, stored_type, want, want_stream
 from lucid.random import check_seed
 from lucid.threads import get_num_threads
 
@@ -38,8 +39,10 @@ class AttentionDropout:
 
 
 def want_starts(op: str, name: str, starts: Array, n_rows: int) -> None:
-    """Raise unless `starts` (B + 1,) rises from 0 to the number of rows."""
+    """Raise unless `starts` (B + 1,), on the CPU, rises from 0 to the number of rows."""
     want(op, name, starts, np.int32, (None,))
+    if is_on_gpu(starts):
+        raise TypeError(f"{op}: {name} must be a NumPy array, on the GPU too: the work is cut by it")
     if len(starts) < 1 or starts[0] != 0 or starts[-1] != n_rows or (len(starts) > 1 and (starts[1:] < starts[:-1]).any()):
         raise ValueError(f"{op}: {name} must rise from 0 to the number of rows, {n_rows}")
 
@@ -53,14 +56,14 @@ def _check(
     query_starts: Array | None = None,
     dropout: AttentionDropout | None = None,
 ) -> None:
-    want("attention", "queries", queries, np.float32, (None, None))
+    want("attention", "queries", queries, stored_type(queries), (None, None))
     n_queries, width = queries.shape
     if keys_values is None:
         if width % 3:
             raise ValueError(f"attention: without keys_values, queries holds Q, K and V side by side: its width {width} must be 3 * C")
         width //= 3
     else:
-        want("attention", "keys_values", keys_values, np.float32, (None, 2 * width))
+        want("attention", "keys_values", keys_values, queries.dtype, (None, 2 * width))
     if n_heads < 1 or width % n_heads:
         raise ValueError(f"attention: width {width} must be a multiple of n_heads {n_heads}")
     want_starts("attention", "key_starts", key_starts, n_queries if keys_values is None else keys_values.shape[0])
@@ -157,16 +160,22 @@ def _dropout_arguments(dropout: AttentionDropout | None) -> tuple[Any, ...]:
     return *(np.ascontiguousarray(aligned(place)) for place in places), dropout.seed, dropout.stream, dropout.p
 
 
-attention = Op("attention", _check, cpu=Kernel(_forward, _backward), gpu=None)
+def _on_gpu() -> Kernel:
+    from lucid._gpu import attention as gpu
+
+    return Kernel(gpu.forward, gpu.backward, is_fresh=True)
+
+
+attention = Op("attention", _check, cpu=Kernel(_forward, _backward), gpu=_on_gpu)
 """softmax(Q . Kᵀ / sqrt(D)) . V for every head, each query over the keys of its own sequence.
 
 Parameters
 ----------
-queries : array, float32, shape (T, 3 * C): Q, K and V side by side; or Q alone, (P, C), with
+queries : array, float32 (or `stored_type`), shape (T, 3 * C): Q, K and V side by side; or Q alone, (P, C), with
 keys_values : array, float32, shape (T, 2 * C): K and V side by side
 n_heads : int. Head width D = C / n_heads.
 key_starts : array, int32, shape (B + 1,). Sequence b has keys key_starts[b] to key_starts[b + 1].
-query_starts : array, int32, shape (B + 1,). The same for the queries; wanted with `keys_values`.
+query_starts : array, int32, shape (B + 1,). The same for the queries; wanted with `keys_values`. Both starts are NumPy arrays.
 dropout : AttentionDropout, optional. Drops probabilities.
 
 Returns

@@ -6,11 +6,11 @@ import numpy as np
 
 from lucid.ops.attention import want_starts
 from lucid.ops.linear import linear
-from lucid.ops.op import Array, Kernel, Op, want, want_ids
+from lucid.ops.op import Array, Kernel, Op, stored_type, want, want_ids
 
 
 def _check(qkv: Array, *, n_heads: int, starts: Array, columns: Array, length: int) -> None:
-    want("attention_map", "qkv", qkv, np.float32, (None, None))
+    want("attention_map", "qkv", qkv, stored_type(qkv), (None, None))
     want_starts("attention_map", "starts", starts, qkv.shape[0])
     want("attention_map", "columns", columns, np.int32, (qkv.shape[0],))
     want_ids("attention_map", "columns", columns, length)
@@ -34,7 +34,13 @@ def _forward(qkv: Array, *, n_heads: int, starts: Array, columns: Array, length:
     return maps, None
 
 
-attention_map = Op("attention_map", _check, cpu=Kernel(_forward, None), gpu=None)
+def _on_gpu() -> Kernel:
+    from lucid._gpu import attention_map as gpu
+
+    return Kernel(gpu.forward, None)
+
+
+attention_map = Op("attention_map", _check, cpu=Kernel(_forward, None), gpu=_on_gpu)
 """softmax(Q . Kᵀ / sqrt(D)) as arrays of (query column, key column).
 
 Parameters

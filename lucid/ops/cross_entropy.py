@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op, empty, want, want_ids, want_integer
+from lucid.ops.op import Array, Kernel, Op, empty, stored_type, want, want_ids, want_integer
 from lucid.threads import threads_for
 
 
 def _check(logits: Array, *, labels: Array, ignore_index: int = -100) -> None:
-    want("cross_entropy", "logits", logits, np.float32, (None, None))
+    want("cross_entropy", "logits", logits, stored_type(logits), (None, None))
     want("cross_entropy", "labels", labels, np.int32, (logits.shape[0],))
     want_integer("cross_entropy", "ignore_index", ignore_index)
     if logits.shape[1] == 0:
@@ -42,7 +42,13 @@ def _backward(saved: tuple[Array, Array, Array], d_losses: Array) -> tuple[Array
     return (d_logits,)
 
 
-cross_entropy = Op("cross_entropy", _check, cpu=Kernel(_forward, _backward), gpu=None)
+def _on_gpu() -> Kernel:
+    from lucid._gpu import cross_entropy as gpu
+
+    return Kernel(gpu.forward, gpu.backward, is_fresh=True)
+
+
+cross_entropy = Op("cross_entropy", _check, cpu=Kernel(_forward, _backward), gpu=_on_gpu)
 """losses[p] = log(sum_j exp(logits[p, j])) - logits[p, labels[p]]; 0 where the label is `ignore_index`.
 
 Parameters

@@ -6,7 +6,7 @@ import numpy as np
 
 from lucid._ext import kernels
 from lucid.ops.linear import PackedWeight, column_sum, linear, product, want_weight
-from lucid.ops.op import Array, Kernel, Op, empty, want, want_ids
+from lucid.ops.op import Array, Kernel, Op, empty, stored_type, want, want_ids
 from lucid.ops.total import total, want_divisor
 from lucid.threads import get_num_threads, threads_for
 
@@ -19,7 +19,7 @@ def _check_product(op: str, x: Array, weight: PackedWeight | Array, bias: Array 
     n_words, width = want_weight(op, "weight", weight)
     if n_words == 0 or width == 0:
         raise ValueError(f"{op}: weight has shape {weight.shape}")
-    want(op, "x", x, np.float32, (None, width))
+    want(op, "x", x, stored_type(weight), (None, width))
     if bias is not None:
         want(op, "bias", bias, np.float32, (n_words,))
 
@@ -187,7 +187,27 @@ def _top_k(
     return (values, ids, lse), None
 
 
-decoder_cross_entropy = Op("decoder_cross_entropy", _check_cross_entropy, cpu=Kernel(_cross_entropy, _cross_entropy_backward), gpu=None)
+def _cross_entropy_on_gpu() -> Kernel:
+    from lucid._gpu import decoder as gpu
+
+    return Kernel(gpu.cross_entropy, gpu.cross_entropy_gradients, is_fresh=True)
+
+
+def _loss_on_gpu() -> Kernel:
+    from lucid._gpu import decoder as gpu
+
+    return Kernel(gpu.loss, gpu.loss_gradients, is_fresh=True)
+
+
+def _top_k_on_gpu() -> Kernel:
+    from lucid._gpu import decoder as gpu
+
+    return Kernel(gpu.top_k, None)
+
+
+decoder_cross_entropy = Op(
+    "decoder_cross_entropy", _check_cross_entropy, cpu=Kernel(_cross_entropy, _cross_entropy_backward), gpu=_cross_entropy_on_gpu
+)
 """Cross-entropy of the logits x . Wᵀ + bias, made and used a block of words at a time.
 
 Parameters
@@ -210,7 +230,7 @@ TypeError, ValueError
     Dtypes or shapes do not agree.
 """
 
-decoder_loss = Op("decoder_loss", _check_loss, cpu=Kernel(_loss, _loss_backward, is_fresh=True), gpu=None)
+decoder_loss = Op("decoder_loss", _check_loss, cpu=Kernel(_loss, _loss_backward, is_fresh=True), gpu=_loss_on_gpu)
 """The sum of `decoder_cross_entropy` over all rows, divided by a number; with a tape, forward makes the gradients.
 
 Parameters
@@ -240,7 +260,7 @@ logits of some rows are there, instead of making these again in backward. Three 
 multiplies by the factor where it is not 1.
 """
 
-decoder_top_k = Op("decoder_top_k", _check_top_k, cpu=Kernel(_top_k, None), gpu=None)
+decoder_top_k = Op("decoder_top_k", _check_top_k, cpu=Kernel(_top_k, None), gpu=_top_k_on_gpu)
 """The k largest of the logits x . Wᵀ + bias in every row; k = 1 is the arg-max.
 
 Parameters

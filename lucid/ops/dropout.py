@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op, empty, want, want_stream
+from lucid.ops.op import Array, Kernel, Op, empty, stored_type, want, want_stream
 from lucid.random import check_seed
 from lucid.threads import threads_for
 
 
 def _check(x: Array, *, p: float, seed: int, stream: int, columns: Array, examples: Array) -> None:
-    want("dropout", "x", x, np.float32, (None, None))
+    want("dropout", "x", x, stored_type(x), (None, None))
     want("dropout", "columns", columns, np.int32, (x.shape[0],))
     want("dropout", "examples", examples, np.int32, (x.shape[0],))
     check_seed(seed)
@@ -34,7 +34,13 @@ def _backward(saved: dict[str, Any], d_y: Array) -> tuple[Array]:
     return (_forward(d_y, **saved, keep=False)[0],)
 
 
-dropout = Op("dropout", _check, cpu=Kernel(_forward, _backward), gpu=None)
+def _on_gpu() -> Kernel:
+    from lucid._gpu import dropout as gpu
+
+    return Kernel(gpu.forward, gpu.backward)
+
+
+dropout = Op("dropout", _check, cpu=Kernel(_forward, _backward), gpu=_on_gpu)
 """y = x / (1 - p), or 0 with probability p.
 
 Parameters

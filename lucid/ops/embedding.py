@@ -7,7 +7,7 @@ import numpy as np
 from lucid._ext import kernels
 from lucid.ops.layer_norm import norm_backward
 from lucid.ops.linear import PackedWeight, want_weight
-from lucid.ops.op import Array, Kernel, Op, RowsGradient, empty, want, want_ids
+from lucid.ops.op import Array, Kernel, Op, RowsGradient, empty, stored_type, want, want_ids
 from lucid.threads import threads_for
 
 
@@ -24,8 +24,9 @@ def _check(
     eps: float,
 ) -> None:
     n_words, width = want_weight("embedding", "words", words)
-    want("embedding", "positions", positions, np.float32, (None, width))
-    want("embedding", "types", types, np.float32, (None, width))
+    dtype = stored_type(words)
+    want("embedding", "positions", positions, dtype, (None, width))
+    want("embedding", "types", types, dtype, (None, width))
     want("embedding", "gain", gain, np.float32, (width,))
     want("embedding", "bias", bias, np.float32, (width,))
     want("embedding", "ids", ids, np.int32, (None,))
@@ -96,7 +97,17 @@ def _backward(saved: tuple[Any, ...], d_y: Array) -> tuple[Any, ...]:
     return (*(_table_gradient(d_total, ids, shape) for shape, ids in tables), d_gain, d_bias)
 
 
-embedding = Op("embedding", _check, cpu=Kernel(_forward, _backward), gpu=None)
+def _on_gpu() -> Kernel:
+    from lucid._gpu import embedding as gpu
+
+    def backward(saved: tuple[Any, ...], d_y: Array) -> tuple[Any, ...]:
+        *tables, d_gain, d_bias = gpu.backward(saved, d_y)
+        return (*(RowsGradient(*table) for table in tables), d_gain, d_bias)
+
+    return Kernel(gpu.forward, backward)
+
+
+embedding = Op("embedding", _check, cpu=Kernel(_forward, _backward), gpu=_on_gpu)
 """y[t] = LayerNorm(words[ids[t]] + positions[position_ids[t]] + types[type_ids[t]]).
 
 Parameters

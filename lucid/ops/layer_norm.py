@@ -5,17 +5,17 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op, empty, want
+from lucid.ops.op import Array, Kernel, Op, empty, stored_type, want
 from lucid.threads import threads_for
 
 
 def _check(x: Array, gain: Array, bias: Array, residual: Array | None = None, *, eps: float) -> None:
-    want("layer_norm", "x", x, np.float32, (None, None))
+    want("layer_norm", "x", x, stored_type(x), (None, None))
     width = x.shape[1]
     want("layer_norm", "gain", gain, np.float32, (width,))
     want("layer_norm", "bias", bias, np.float32, (width,))
     if residual is not None:
-        want("layer_norm", "residual", residual, np.float32, x.shape)
+        want("layer_norm", "residual", residual, x.dtype, x.shape)
     if not np.float32(eps) > 0:
         raise ValueError(f"layer_norm: eps must be positive, not {eps}")
 
@@ -67,7 +67,13 @@ def _backward(saved: tuple[Array, Array, Array, Array, bool], d_y: Array) -> tup
     return (d_x, d_gain, d_bias, d_x) if has_residual else (d_x, d_gain, d_bias)
 
 
-layer_norm = Op("layer_norm", _check, cpu=Kernel(_forward, _backward), gpu=None)
+def _on_gpu() -> Kernel:
+    from lucid._gpu import layer_norm as gpu
+
+    return Kernel(gpu.forward, gpu.backward)
+
+
+layer_norm = Op("layer_norm", _check, cpu=Kernel(_forward, _backward), gpu=_on_gpu)
 """Normalise each row of x + residual to zero mean and unit variance, then scale and shift.
 
 Parameters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from lucid._ext import kernels
 from lucid.ops import activation as elementwise
 from lucid.ops.activation import ACTIVATIONS
-from lucid.ops.op import Array, Kernel, Op, RowsGradient, empty, rows_contiguous, want
+from lucid.ops.op import Array, Kernel, Op, RowsGradient, empty, rows_contiguous, stored_type, want
 from lucid.threads import get_num_threads, threads_for
 
 _BYTES_READ_AT_ONCE = 1 << 19
@@ -76,9 +77,9 @@ class PackedWeight:
 
 
 def want_weight(op: str, name: str, weight: PackedWeight | Array) -> tuple[int, int]:
-    """Return (N, K) of a weight; raise unless it is a float32 matrix or a sound `PackedWeight`."""
+    """Return (N, K) of a weight; raise unless it is a matrix of a `stored_type` or a sound `PackedWeight`."""
     if not isinstance(weight, PackedWeight):
-        want(op, name, weight, np.float32, (None, None))
+        want(op, name, weight, stored_type(weight), (None, None))
         n, k = weight.shape
         return n, k
     n, k = weight.shape
@@ -97,7 +98,7 @@ def _check(
     columns: tuple[int, int] | None = None,
 ) -> None:
     n, k = want_weight("linear", "weight", weight)
-    want("linear", "x", x, np.float32, (None, k))
+    want("linear", "x", x, stored_type(weight), (None, k))
     if k == 0:
         raise ValueError("linear: x and weight have width 0")
     begin, end = columns or (0, n)
@@ -106,7 +107,7 @@ def _check(
     if bias is not None:
         want("linear", "bias", bias, np.float32, (n,))
     if residual is not None:
-        want("linear", "residual", residual, np.float32, (x.shape[0], end - begin))
+        want("linear", "residual", residual, x.dtype, (x.shape[0], end - begin))
     if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(f"linear: activation {activation!r} is unknown; known: {', '.join(ACTIVATIONS)}")
 
@@ -186,7 +187,13 @@ def column_sum(x: Array) -> Array:
     return out
 
 
-linear = Op("linear", _check, cpu=Kernel(_forward, _backward), gpu=None)
+def _on_gpu() -> Kernel:
+    from lucid._gpu import linear as gpu
+
+    return Kernel(partial(gpu.forward, numbers=ACTIVATIONS), gpu.backward)
+
+
+linear = Op("linear", _check, cpu=Kernel(_forward, _backward), gpu=_on_gpu)
 """Y = activation(X . Wᵀ + bias) + residual.
 
 Parameters
@@ -211,5 +218,6 @@ ValueError
 
 Notes
 -----
-An element of y is one sum in one order: the same bits for any M, any row of x, any number of threads.
+An element of y is one sum in one order: the same bits for any M, any row of x, any number of threads. On the GPU, cuBLAS chooses
+the order.
 """

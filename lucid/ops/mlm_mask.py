@@ -1,5 +1,6 @@
 """The corruption of masked language modelling: which tokens are asked for, and what stands in their place."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,13 @@ def _forward(
     return (masked_ids, labels), None
 
 
-mlm_mask = Op("mlm_mask", _check, cpu=Kernel(_forward, None), gpu=None)
+def _on_gpu() -> Kernel:
+    from lucid._gpu import mlm_mask as gpu
+
+    return Kernel(partial(gpu.forward, purpose=int(Purpose.MLM_MASK)), None)
+
+
+mlm_mask = Op("mlm_mask", _check, cpu=Kernel(_forward, None), gpu=_on_gpu)
 """Choose tokens with `mlm_probability`; replace the chosen by [MASK], a random word, or themselves.
 
 Parameters

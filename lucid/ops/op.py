@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from lucid._ext._memory import Memory
+from lucid.device import is_on_gpu
+from lucid.device import stored_type as stored_type
 
 _ARRAY_TYPES = (np.ndarray, np.memmap)
 
@@ -53,7 +55,7 @@ class Op:
         array = getattr(array, "panels", array)
         if isinstance(array, np.ndarray):
             return self.cpu
-        if self.gpu is None:
+        if self.gpu is None or not is_on_gpu(array):
             raise TypeError(f"{self.name}: no kernel for {type(array).__module__}.{type(array).__name__}; want a NumPy array")
         return self.gpu()
 
@@ -65,8 +67,17 @@ class Op:
     def run(self, *arrays: Array, keep: bool, **params: Any) -> tuple[Any, Any]:
         """Check, pick the device, run forward; return the result, and what backward reads if `keep`."""
         self.check(*arrays, **params)
+        for array in arrays:
+            if type(array) is not np.ndarray and array is not None and is_on_gpu(array):
+                self._want_all_on_gpu(arrays)
+                break
         arrays, params = tuple(map(aligned, arrays)), {name: aligned(value) for name, value in params.items()}
         return self.on(arrays[0]).forward(*arrays, keep=keep, **params)
+
+    def _want_all_on_gpu(self, arrays: tuple[Array, ...]) -> None:
+        """Raise TypeError unless all arrays are there; arrays of indices, among the parameters, are copied when they are not."""
+        if not all(is_on_gpu(array) for array in arrays if array is not None):
+            raise TypeError(f"{self.name}: some arrays are on the CPU and some on the GPU: move them with .to('gpu') or .to('cpu')")
 
     def __call__(self, *arrays: Array, **params: Any) -> Any:
         """Run forward and return the result alone."""
@@ -94,7 +105,7 @@ class RowsGradient:
 
     def dense(self) -> Array:
         """Return the whole gradient."""
-        total = np.zeros(self.shape, np.float32)
+        total = np.zeros_like(self.values, shape=self.shape)
         total[self.rows] = self.values
         return total
 
@@ -110,7 +121,7 @@ def want(op: str, name: str, array: Array, dtype: Any, shape: tuple[int | None, 
         Of another shape.
     """
     # Not other subclasses: what they answer when they are checked need not be what they hold.
-    if type(array) not in _ARRAY_TYPES and not hasattr(array, "__cuda_array_interface__"):
+    if type(array) not in _ARRAY_TYPES and not is_on_gpu(array):
         raise TypeError(f"{op}: {name} must be an array, not {type(array).__name__}")
     if array.dtype != dtype:
         raise TypeError(f"{op}: {name} must be {np.dtype(dtype).name}, not {array.dtype}")

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from lucid.ops.op import Array, Kernel, Op, want, want_ids
+from lucid.ops.op import Array, Kernel, Op, stored_type, want, want_ids
 
 
 def _check_gather(x: Array, *, rows: Array) -> None:
-    want("gather_rows", "x", x, np.float32, (None, None))
+    want("gather_rows", "x", x, stored_type(x), (None, None))
     want("gather_rows", "rows", rows, np.int32, (None,))
     want_ids("gather_rows", "rows", rows, x.shape[0])
 
@@ -26,7 +26,7 @@ def _gather_backward(saved: tuple[Array, tuple[int, int]], d_y: Array) -> tuple[
 
 
 def _check_scatter(x: Array, *, rows: Array, n_rows: int) -> None:
-    want("scatter_rows", "x", x, np.float32, (None, None))
+    want("scatter_rows", "x", x, stored_type(x), (None, None))
     want("scatter_rows", "rows", rows, np.int32, (x.shape[0],))
     want_ids("scatter_rows", "rows", rows, n_rows)
     if len(rows) > 1 and int(np.diff(rows).min()) <= 0:
@@ -47,8 +47,20 @@ def _scatter_backward(saved: tuple[Array, tuple[int, int]], d_y: Array) -> tuple
     return (np.take(d_y, rows, axis=0),)
 
 
-gather_rows = Op("gather_rows", _check_gather, cpu=Kernel(_gather, _gather_backward), gpu=None)
+def _gather_on_gpu() -> Kernel:
+    from lucid._gpu import rows as gpu
+
+    return Kernel(gpu.gather, gpu.gather_backward)
+
+
+def _scatter_on_gpu() -> Kernel:
+    from lucid._gpu import rows as gpu
+
+    return Kernel(gpu.scatter, gpu.scatter_backward)
+
+
+gather_rows = Op("gather_rows", _check_gather, cpu=Kernel(_gather, _gather_backward), gpu=_gather_on_gpu)
 """y[p] = x[rows[p]]: x (T, C) float32, rows (P,) int32, y (P, C)."""
 
-scatter_rows = Op("scatter_rows", _check_scatter, cpu=Kernel(_scatter, _scatter_backward), gpu=None)
+scatter_rows = Op("scatter_rows", _check_scatter, cpu=Kernel(_scatter, _scatter_backward), gpu=_scatter_on_gpu)
 """y[rows[t]] = x[t], zeros elsewhere: x (T, C) float32, rows (T,) int32 rising, y (n_rows, C)."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from lucid.ops.op import Array, Kernel, Op, want
+from lucid.ops.op import Array, Kernel, Op, stored_type, want
 
 
 def want_divisor(op: str, divisor: float) -> None:
@@ -29,7 +29,7 @@ def _total_backward(saved: tuple[tuple[int, ...], float], d_y: Array) -> tuple[A
 
 
 def _check_scale(x: Array, *, factor: float) -> None:
-    if not hasattr(x, "dtype") or x.dtype != np.float32:
+    if not hasattr(x, "dtype") or x.dtype != stored_type(x):
         raise TypeError(f"scale: x must be a float32 array, not {getattr(x, 'dtype', type(x).__name__)}")
     if not isinstance(factor, (int, float, np.number)):
         raise TypeError(f"scale: factor must be a number, not {type(factor).__name__}")
@@ -43,8 +43,20 @@ def _scale_backward(factor: float, d_y: Array) -> tuple[Array]:
     return (np.asarray(d_y * np.float32(factor)),)
 
 
-total = Op("total", _check_total, cpu=Kernel(_total, _total_backward), gpu=None)
+def _total_on_gpu() -> Kernel:
+    from lucid._gpu import total as gpu
+
+    return Kernel(gpu.total, gpu.total_backward)
+
+
+def _scale_on_gpu() -> Kernel:
+    from lucid._gpu import total as gpu
+
+    return Kernel(gpu.scale, gpu.scale_backward)
+
+
+total = Op("total", _check_total, cpu=Kernel(_total, _total_backward), gpu=_total_on_gpu)
 """sum(x) / divisor, summed in float64: x (P,) float32, the result 0-d float32."""
 
-scale = Op("scale", _check_scale, cpu=Kernel(_scale, _scale_backward), gpu=None)
+scale = Op("scale", _check_scale, cpu=Kernel(_scale, _scale_backward), gpu=_scale_on_gpu)
 """factor * x, for a float32 array of any shape."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from lucid.device import is_on_gpu, moved, on_host, read_later
 from lucid.nn import LayerNorm, Module, Parameter
-from lucid.ops.adamw import adamw_step
+from lucid.ops.adamw import Update, adamw_step, adamw_steps
 from lucid.ops.op import want
 from lucid.optim.clip import grad_norm
+from lucid.tensor import Tensor
 
 Group = dict[str, Any]
 _GROUP_KEYS = {"params", "lr", "weight_decay"}
@@ -48,6 +51,16 @@ class _Moments:
     n_updates: int
 
 
+@dataclass(slots=True)
+class _Unsettled:
+    """A step on the GPU that nobody has waited for: how to read its loss and norm, whose moments it counted in, and how it is called."""
+
+    loss: Callable[[], Any] | None
+    norm: Callable[[], Any] | None
+    moments: list[_Moments]
+    where: str
+
+
 class AdamW:
     """Adam with decoupled weight decay.
 
@@ -72,6 +85,9 @@ class AdamW:
     -----
     Moments are float32. A step is one pass over the arrays, the same bits for any number of threads. A
     parameter without a gradient is left alone: no decay, no moments.
+
+    On the GPU nobody waits for a step: one whose gradients are not finite changes nothing there, and `settle`, which the next
+    `step` begins with, raises for it.
 
     Raises
     ------
@@ -104,6 +120,7 @@ class AdamW:
             raise ValueError("AdamW: a parameter is in two groups, or two have one name")
         self._parameters: dict[str, Parameter] = dict(named)
         self._moments: dict[str, _Moments] = {}
+        self._unsettled: _Unsettled | None = None
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -131,7 +148,7 @@ class AdamW:
     def _where(self, batch: object) -> str:
         return f"in step {self.n_steps + 1}" + ("" if batch is None else f", batch {batch}")
 
-    def step(self, loss: Any = None, *, batch: object = None, divisor: float = 1) -> float:
+    def step(self, loss: Any = None, *, batch: object = None, divisor: float = 1) -> float | Tensor:
         """Update every parameter that has a gradient.
 
         Parameters
@@ -144,7 +161,7 @@ class AdamW:
 
         Returns
         -------
-        norm : float. Of all gradients, divided, before clipping.
+        norm : float. Of all gradients, divided, before clipping. On the GPU a tensor, which waits when it is read.
 
         Raises
         ------
@@ -157,10 +174,11 @@ class AdamW:
 
             Whatever is raised, weights, moments and `n_steps` are as before.
         """
+        self.settle()
         _want("divisor", divisor, divisor == 0 or 1e-300 < divisor < math.inf, "0, or a finite positive number")
         for group in self.groups:  # which their owner may have changed
             _want_rates(group)
-        if loss is not None:
+        if loss is not None and not is_on_gpu(getattr(loss, "array", None)):
             self.check_loss(loss, batch=batch)
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         if not gradients:
@@ -168,6 +186,8 @@ class AdamW:
         for name, gradient in gradients.items():
             want("AdamW", f"the gradient of {name}", gradient, np.float32, self._parameters[name].shape)
         share = 1.0 / (float(divisor) or 1.0)
+        if any(map(is_on_gpu, gradients.values())):
+            return self._step_on_gpu(loss, batch, share)
         norm = grad_norm(self._parameters.values()) * share
         if not math.isfinite(norm):
             bad = [name for name, gradient in gradients.items() if not np.isfinite(gradient).all()]
@@ -181,10 +201,61 @@ class AdamW:
                     self._update(name, parameter, group, scale)
         return norm
 
-    def _update(self, name: str, parameter: Parameter, group: Group, scale: float) -> None:
+    def _moments_of(self, name: str, parameter: Parameter) -> _Moments:
+        """Return a parameter's moments, where it is itself."""
         if name not in self._moments:
             self._moments[name] = _Moments(np.zeros(parameter.shape, np.float32), np.zeros(parameter.shape, np.float32), 0)
         moments = self._moments[name]
+        moments.m, moments.v = moved(moments.m, parameter.device), moved(moments.v, parameter.device)
+        return moments
+
+    def _step_on_gpu(self, loss: Any, batch: object, share: float) -> Tensor:
+        self._unsettled = _Unsettled(None, None, [], self._where(batch))
+        updates = []
+        with ExitStack() as writing:
+            for group in self.groups:
+                for name, parameter in group["params"].items():
+                    if parameter.grad is None:
+                        continue
+                    weight, copy = writing.enter_context(parameter.write_with_copy())
+                    moments = self._moments_of(name, parameter)
+                    rates = group["lr"], group["weight_decay"], moments.n_updates + 1
+                    updates.append(Update(weight, parameter.grad, moments.m, moments.v, copy, *rates))
+                    self._unsettled.moments.append(moments)
+            norm = adamw_steps(updates, betas=self.betas, eps=self.eps, scale=share, max_norm=self.max_grad_norm)
+        self.n_steps += 1
+        for moments in self._unsettled.moments:
+            moments.n_updates += 1
+        # Read by the next step, which need not wait for what is queued until then.
+        self._unsettled.norm = read_later(norm)
+        if isinstance(loss, Tensor):
+            self._unsettled.loss = read_later(loss.array)
+        return Tensor(norm)
+
+    def settle(self) -> None:
+        """Wait for the last step, if it was made on the GPU and nobody has yet.
+
+        Raises
+        ------
+        NonFiniteError
+            Its loss or a gradient was NaN or infinite. Weights, moments and `n_steps` are as before that step.
+        """
+        last, self._unsettled = self._unsettled, None
+        if last is None or last.norm is None:
+            return
+        norm, loss = float(last.norm()), 0.0 if last.loss is None else float(last.loss())
+        if math.isfinite(norm):
+            if not math.isfinite(loss):
+                raise NonFiniteError(f"the loss was {loss} {last.where}; its gradients were finite, and the step was made")
+            return
+        self.n_steps -= 1
+        for moments in last.moments:
+            moments.n_updates -= 1
+        what = f"the loss was {loss}" if not math.isfinite(loss) else f"a gradient was not finite, their norm {norm},"
+        raise NonFiniteError(f"{what} {last.where}: no weight was touched")
+
+    def _update(self, name: str, parameter: Parameter, group: Group, scale: float) -> None:
+        moments = self._moments_of(name, parameter)
         moments.n_updates += 1
         with parameter.write() as weight:
             adamw_step(
@@ -203,12 +274,15 @@ class AdamW:
     def state_dict(self) -> dict[str, Any]:
         """Return {"n_steps": int, "n_updates": path -> int, "m": path -> array, "v": path -> array}.
 
-        The arrays are the optimizer's own, which the next step writes. Rates are not there: they belong to who
+        The arrays are the optimizer's own, which the next step writes, or copies of the GPU's. Rates are not there: they belong to who
         made the optimizer, and to `Schedule`, which needs `n_steps` alone.
         """
+        self.settle()
         return {
             "n_steps": self.n_steps,
-            **{kind: {name: getattr(moments, kind) for name, moments in self._moments.items()} for kind in ("n_updates", "m", "v")},
+            "n_updates": {name: moments.n_updates for name, moments in self._moments.items()},
+            "m": {name: on_host(moments.m) for name, moments in self._moments.items()},
+            "v": {name: on_host(moments.v) for name, moments in self._moments.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -231,6 +305,7 @@ class AdamW:
                 want("optimizer state", f"{kind} of {name}", array, np.float32, self._parameters[name].shape)
         for name, count in (("n_steps", n_steps), *counts.items()):
             _want(f"the count of {name}", count, count >= 0, "at least 0")
+        self._unsettled = None
         self._moments = {name: _Moments(np.array(m[name], order="C"), np.array(v[name], order="C"), int(counts[name])) for name in m}
         self.n_steps = int(n_steps)
 

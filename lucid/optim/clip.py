@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable
 
 from lucid.nn import Parameter
-from lucid.ops.adamw import sum_of_squares
+from lucid.ops.adamw import gradient_norm
 
 
 def grad_norm(parameters: Iterable[Parameter]) -> float:
     """Return the Euclidean norm of all gradients together; a parameter without one counts as 0."""
-    return math.sqrt(math.fsum(sum_of_squares(p.grad) for p in parameters if p.grad is not None))
+    return gradient_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:

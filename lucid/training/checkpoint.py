@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from lucid.data import Place
+from lucid.device import moved, on_host
 from lucid.errors import FormatError
 from lucid.models import BERTForMaskedLM
 from lucid.models.checkpoint import foreign_tensors
@@ -80,7 +81,7 @@ class Checkpoints:
         model, state = trainer.model, trainer.optimizer.state_dict()
         tensors = {f"{kind}.{path}": array for kind in ("m", "v") for path, array in state[kind].items()}
         if n_done:
-            gradients = {path: p.grad for path, p in model.named_parameters() if p.grad is not None}
+            gradients = {path: on_host(p.grad) for path, p in model.named_parameters() if p.grad is not None}
             tensors |= {f"gradient.{path}": np.ascontiguousarray(gradient) for path, gradient in gradients.items()}
         config = json.dumps(config_json(model.config, model.architecture), indent=2) + "\n"
         texts = {"config.json": config.encode(), **({} if model.tokenizer is None else model.tokenizer.to_files())}
@@ -172,7 +173,8 @@ def restore(trainer: Trainer, found: Found) -> None:
             file.read_into(name, tensors[kind][path])
     trainer.optimizer.load_state_dict({"n_steps": facts["n_steps"], "n_updates": facts["n_updates"], "m": tensors["m"], "v": tensors["v"]})
     for path, parameter in parameters.items():
-        parameter.grad = tensors["gradient"].get(path)
+        gradient = tensors["gradient"].get(path)
+        parameter.grad = None if gradient is None else moved(gradient, parameter.device)
     trainer.place, trainer.losses = Place(**facts["place"]), list(facts["losses"])
 
 

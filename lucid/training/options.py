@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lucid.data.masking import Masking
+from lucid.device import check_device
 from lucid.errors import FormatError
 
 SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512), "base": (12, 768), "large": (24, 1024)}
@@ -48,6 +49,8 @@ class PretrainOptions:
     eval_tokens : int or None. Evaluate on so many tokens only.
     keep : int. Checkpoints to keep, beside the best.
     threads : int or None
+    device : "cpu" or "gpu"
+    dtype : "float32", "bfloat16" or None. Of the GPU's matrices; see `lucid.nn.Module.to`.
     """
 
     data: tuple[str, ...] = ()
@@ -80,6 +83,8 @@ class PretrainOptions:
     eval_tokens: int | None = None
     keep: int = 2
     threads: int | None = None
+    device: str = "cpu"
+    dtype: str | None = None
 
     def check(self) -> None:
         """Raise ValueError where an option is missing, out of range, or at odds with another."""
@@ -109,6 +114,11 @@ class PretrainOptions:
         want("clip", self.clip > 0, "above 0")
         want("beta2", 0 <= self.beta2 < 1, "from 0 to 1")
         want("dropout", self.dropout is None or 0 <= self.dropout < 1, "from 0 to 1")
+        want("device", self.device in ("cpu", "gpu"), "cpu or gpu")
+        want("dtype", self.dtype in (None, "float32", "bfloat16"), "float32 or bfloat16: in float16 small gradients vanish")
+        if self.device == "cpu":
+            want("dtype", self.dtype in (None, "float32"), "float32 without --device gpu")
+        check_device(self.device)
         want("seed", 0 <= self.seed < 1 << 63, "from 0 to 2**63 - 1")
         self.mask_settings()
 

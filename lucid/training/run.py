@@ -13,6 +13,7 @@ from typing import Any
 import lucid.random
 from lucid.data import Batches, Examples, Masker, check_sources, find_sources, prepare_corpus
 from lucid.data.shards import Corpus
+from lucid.device import check_device
 from lucid.errors import FormatError
 from lucid.hub import checkpoint_folder
 from lucid.models import BERTConfig, BERTForMaskedLM, BERTTokenizerFast
@@ -73,6 +74,7 @@ class Run:
         """Return a trainer at the run's beginning."""
         o = self.options
         assert o.lr is not None and o.steps is not None
+        model.to(check_device(o.device), o.dtype)
         optimizer = AdamW(default_groups(model, o.weight_decay), lr=o.lr, betas=(0.9, o.beta2), max_grad_norm=o.clip)
         schedule = Schedule(optimizer, round(o.warmup * o.steps), o.steps, o.decay)
         return Trainer(model, optimizer, schedule, self.batches, o.accumulate)

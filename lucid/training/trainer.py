@@ -97,7 +97,8 @@ class Trainer:
         n_labels, norm = sum(batch.n_labels for batch in batches), 0.0
         if n_labels:
             where = f"from example {self.place.example} of epoch {self.place.epoch} on"
-            norm = self.optimizer.step(batch=where, divisor=n_labels)
+            norm = float(self.optimizer.step(batch=where, divisor=n_labels))
+            self.optimizer.settle()
         else:  # nothing was asked, so there is no gradient
             self.optimizer.n_steps += 1
         self.optimizer.zero_grad()

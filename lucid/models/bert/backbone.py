@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lucid.autograd import apply, recompute
+from lucid.device import device_of
 from lucid.models.bert.config import BERTConfig
 from lucid.models.bert.embed import Embed
 from lucid.models.bert.packing import PackedBatch, TokenRows, pack
+from lucid.models.bert.room import room_for
 from lucid.models.pretrained import PretrainedModel, folder_has_pooler
 from lucid.nn import Dropout, Embedding, LayerNorm, Linear, Module, ModuleList, init
 from lucid.ops.attention import AttentionDropout, attention
@@ -66,7 +68,7 @@ class BERTEmbeddings(Module):
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Return the first hidden state, (T, C)."""
-        words = self.word_embeddings.table() if batch.embeds is None else batch.embeds
+        words = self.word_embeddings.table() if batch.embeds is None else self._as_words(batch.embeds)
         x: Tensor = apply(
             embedding,
             words,
@@ -80,6 +82,15 @@ class BERTEmbeddings(Module):
             eps=self.layer_norm.eps,
         )
         return self.dropout(x, batch)  # type: ignore[no-any-return]
+
+    def _as_words(self, embeds: Tensor) -> Tensor:
+        """Return vectors in place of words where the tables are, in their type."""
+        tables = self.position_embeddings.weight.operand
+        if device_of(tables) == embeds.device and tables.dtype == embeds.dtype:
+            return embeds
+        if embeds.requires_grad:
+            raise TypeError(f"inputs_embeds can get a gradient as {tables.dtype} on the {device_of(tables)}, where the model is")
+        return embeds.to(device_of(tables)).to(tables.dtype)
 
 
 class BERTAttention(Module):
@@ -238,7 +249,8 @@ class BERT(PretrainedModel, Embed):
         """Return the last hidden state of the packed tokens, (T, C), or of `rows`, (P, C)."""
         if rows is not None and len(rows.index) == batch.n_tokens:
             rows = None
-        hidden: Tensor = self.encoder(self.embeddings(batch), batch, rows, trace)
+        with room_for(self, batch):
+            hidden: Tensor = self.encoder(self.embeddings(batch), batch, rows, trace)
         if trace is not None:
             trace.hidden_states = [unpack(state, batch) for state in [*trace.hidden_states, hidden]]
         return hidden
@@ -325,6 +337,7 @@ class BERT(PretrainedModel, Embed):
         old = self.embeddings.word_embeddings
         values = resized(old, n_words, self.config.initializer_range)
         self.embeddings.word_embeddings = Embedding(n_words, self.config.hidden_size, lambda _: values["weight"])
+        self.embeddings.word_embeddings.weight.move_like(old.weight)
         return self.embeddings.word_embeddings
 
     def get_output_embeddings(self) -> None:
@@ -356,7 +369,7 @@ def resized(table: Embedding | Linear, n_rows: int, std: float) -> dict[str, Any
     """Return the values of a table's parameters with rows cut off, or new ones added as in a new model."""
     values = {}
     for name, parameter in table.named_parameters():
-        old = parameter.array
+        old = parameter.numpy()
         new = init.normal(std if name == "weight" else 0.0)((n_rows, *parameter.shape[1:]))
         new[: len(old)] = old[:n_rows]
         values[name] = new

@@ -81,15 +81,15 @@ class Embed:
         vectors = np.empty((len(rows), self.config.hidden_size), np.float32)
         for group in by_tokens([len(row) for row in rows]):
             batch = pack_lists(self.config, [rows[i] for i in group])
-            vectors[group] = self._first_tokens(batch) if pool is None else _pooled(self.encode(batch).array, batch, pool)
+            vectors[group] = self._first_tokens(batch) if pool is None else _pooled(self.encode(batch).numpy(), batch, pool)
         if normalize:
             lengths = np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=1, keepdims=True))
             vectors = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
-        return Tensor(vectors)
+        return Tensor(vectors, device=self.device)
 
     def _first_tokens(self: Any, batch: PackedBatch) -> Any:
         n_sequences = len(batch.starts) - 1
-        return self.encode(batch, TokenRows(batch.starts[:-1], np.arange(n_sequences + 1, dtype=np.int32))).array
+        return self.encode(batch, TokenRows(batch.starts[:-1], np.arange(n_sequences + 1, dtype=np.int32))).numpy()
 
 
 def _pooled(hidden: Any, batch: PackedBatch, pool: Callable[[Any], Any]) -> Any:

@@ -199,7 +199,7 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
         x = self._transformed(batch, rows)
         losses = apply(decoder_cross_entropy, x, weight, bias, labels=labels)
         _, ids, _ = apply(decoder_top_k, x, decoder.weight.packed(), decoder.bias, k=1)
-        return losses.array, ids.array[:, 0]
+        return losses.numpy(), ids.numpy()[:, 0]
 
     def _labelled(self, batch: PackedBatch, labels: Any, ignore_index: int) -> tuple[TokenRows, Any]:
         """Return the tokens whose label counts, and those labels as int32."""
@@ -304,7 +304,7 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
         with no_grad():
             x = self._transformed(batch, rows)
             values, ids, lse = apply(decoder_top_k, x, decoder.value(decoder.weight, packed=True), decoder.bias, k=k)
-        return values.array, ids.array, lse.array
+        return values.numpy(), ids.numpy(), lse.numpy()
 
     @no_grad()
     def logits_of(self, batch: PackedBatch, rows: TokenRows, words: Any) -> tuple[Any, Any]:
@@ -314,8 +314,8 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
             weight = decoder.weight.packed()
             x = self._transformed(batch, rows)
             _, _, lse = apply(decoder_top_k, x, weight, decoder.bias, k=1)
-            logits = apply(linear, x, weight.rows(words), decoder.bias.array[words])
-        return logits.array, lse.array
+            logits = apply(linear, x, decoder.weight.rows(words), decoder.bias.rows(words))
+        return logits.numpy().astype(np.float32, copy=False), lse.numpy()
 
     def predict_token_ids(
         self,
@@ -335,7 +335,7 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
         ids = np.zeros(batch.shape, np.int64)
         rows = batch.rows_at(np.ones(batch.shape, bool))
         ids.reshape(-1)[batch.cells] = self.top_k(batch, rows, 1)[1][:, 0]
-        return Tensor(ids)
+        return Tensor(ids, device=self.device)
 
     def get_accuracy(
         self,
@@ -357,8 +357,9 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
         batch = self.bert.pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, is_eval=True)
         rows, row_labels = self._labelled(batch, labels, ignore_index)
         if not len(row_labels):
-            return Tensor(np.float32(0))
-        return Tensor(np.float32((self.top_k(batch, rows, 1)[1][:, 0] == row_labels).mean()))
+            return Tensor(np.float32(0), device=self.device)
+        accuracy = np.float32((self.top_k(batch, rows, 1)[1][:, 0] == row_labels).mean())
+        return Tensor(accuracy, device=self.device)
 
     def get_input_embeddings(self) -> Embedding:
         """Return the word table."""
@@ -385,6 +386,8 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
         values = resized(old, n_words, self.config.initializer_range)
         self.cls.predictions.decoder = Linear(self.config.hidden_size, n_words, lambda _: values["weight"])
         self.cls.predictions.decoder.bias.adopt(values["bias"])
+        self.cls.predictions.decoder.to(self.device)
+        self.cls.predictions.decoder.weight.move_like(old.weight)
         self.special_token_ids = [i for i in self.special_token_ids if i < n_words]
         if is_tied:
             self.tie_weights()
@@ -407,8 +410,10 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
 
     def untie_weights(self) -> None:
         """Give the decoder a weight of its own, equal to the word table."""
-        values = np.array(self.bert.embeddings.word_embeddings.weight.array)
-        self.cls.predictions.decoder.weight = Parameter(values.shape, lambda _: values)
+        values = np.array(self.bert.embeddings.word_embeddings.weight.numpy())
+        weight = Parameter(values.shape, lambda _: values)
+        weight.move_like(self.bert.embeddings.word_embeddings.weight)
+        self.cls.predictions.decoder.weight = weight
         self._settle(False)
 
     def _settle(self, is_tied: bool) -> None:

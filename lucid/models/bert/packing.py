@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lucid.autograd import apply
+from lucid.device import on_host
 from lucid.models.bert.config import BERTConfig
 from lucid.ops.reshape import reshape
 from lucid.tensor import Tensor, as_array
@@ -123,7 +124,7 @@ def integers(name: str, values: Any, shape: tuple[int, ...] | None = None) -> np
     ValueError
         They have another shape.
     """
-    array = as_array(values)
+    array = on_host(as_array(values))
     if array.size == 0 and array.dtype.kind == "f" and not hasattr(values, "dtype"):
         array = array.astype(np.int64)  # an empty list says nothing of its type
     if array.dtype.kind not in "iu":
@@ -136,7 +137,8 @@ def integers(name: str, values: Any, shape: tuple[int, ...] | None = None) -> np
     want_size(array.shape)
     if array.dtype.kind == "u" and array.itemsize == 8 and array.size and int(array.max()) > np.iinfo(np.int64).max:
         raise IndexError(f"{name} holds {int(array.max())}, which is no 64-bit integer")
-    return array.astype(np.int64, copy=False)
+    whole: np.ndarray[Any, Any] = array.astype(np.int64, copy=False)
+    return whole
 
 
 def want_size(shape: tuple[int, ...]) -> None:
@@ -162,7 +164,7 @@ def flags(name: str, values: Any, shape: tuple[int, int]) -> np.ndarray[Any, Any
     TypeError, ValueError
         It has another shape, or other values.
     """
-    array = as_array(values)
+    array = on_host(as_array(values))
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}, the batch has shape {shape}")
     is_set: np.ndarray[Any, Any] = array != 0

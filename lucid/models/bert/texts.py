@@ -113,8 +113,8 @@ class TextMethods:
             values = np.empty(len(asked), np.float32)
             for group in by_tokens(lengths.tolist()):
                 places = _joined([np.arange(first_asked[i], first_asked[i + 1]) for i in group])
-                values[places] = self.losses_of(*of(group)).array
-            losses = Tensor(values)
+                values[places] = self.losses_of(*of(group)).numpy()
+            losses = Tensor(values, device=self.device)
         if reduction is not None:
             return apply(total, losses, divisor=max(1, len(asked)) if reduction == "mean" else 1)  # type: ignore[no-any-return]
         longest = int(lengths.max(initial=0))
@@ -160,7 +160,7 @@ class TextMethods:
             best = self.top_k(batch, every, 1)[1][:, 0]
             for b, i in enumerate(group):
                 predicted[i, : lengths[i]] = best[batch.starts[b] : batch.starts[b + 1]]
-        return Tensor(predicted)
+        return Tensor(predicted, device=self.device)
 
 
 def check_tokenizer(tokenizer: Any) -> BERTTokenizerFast:
