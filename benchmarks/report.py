@@ -64,7 +64,8 @@ def _explained(results: Results) -> str:
     other = [name for name in results.peak_gflops if name != results.machine["instruction_set"]]
     peak = f"the FMA peak of {results.machine['instruction_set']}" + (f" ({', '.join(other)}: see above)" if other else "")
     return (
-        f"Times are the smallest of all calls.{CLOCK_NOTES[results.clock]} Ratios are lucid's time divided by the other's: "
+        "Times are the smallest of all calls; an aim in seconds is judged by the median."
+        f"{CLOCK_NOTES[results.clock]} Ratios are lucid's time divided by the other's: "
         "smaller is better, below 1 lucid is faster. "
         f"Per cent of the peak: operations without padding, each layer for every token, by time, beside {peak}."
     )
