@@ -97,13 +97,12 @@ def forward(
     mean, rstd = (empty((len(ids),)), empty((len(ids),))) if keep else (None, None)
     tables = [contiguous(table) for table in (words, positions, types)]
     if y.size:
-        words, positions, types = tables
         embedding_forward(
-            words,
+            tables[0],
             place(ids),
-            positions,
+            tables[1],
             place(position_ids),
-            types,
+            tables[2],
             place(type_ids),
             contiguous(gain),
             contiguous(bias),

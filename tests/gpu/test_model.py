@@ -283,6 +283,7 @@ def test_bytes_of_a_token() -> None:
     """BERT-base in bfloat16: what was estimated for 32,768 tokens, 9.7 GB, and a layer for what comes and goes."""
     config = BERTConfig.base()
     assert 9e9 < 32768 * bytes_of_token(config, 2, is_training=True) < 11e9
+    assert bytes_of_token(config, 2, is_training=True, is_recomputed=True) < bytes_of_token(config, 2, is_training=True) / 4
     assert bytes_of_token(config, 2, is_training=False) < bytes_of_token(config, 2, is_training=True) / 10
 
 

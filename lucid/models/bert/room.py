@@ -33,15 +33,18 @@ def room_for(model: Any, batch: PackedBatch) -> Iterator[None]:
         _, capacity = gpu_memory()
         # Value and copy; in training a gradient and two moments as well.
         held = sum(p.size for p in parameters) * (4 + (itemsize if itemsize < 4 else 0) + (12 if is_training else 0))
-        fits = int(max(0, capacity - held) / bytes_of_token(config, itemsize, is_training=is_training))
+        is_recomputed = model.encoder.is_recomputed
+        fits = int(max(0, capacity - held) / bytes_of_token(config, itemsize, is_training=is_training, is_recomputed=is_recomputed))
+        advice = ""
+        if is_training:
+            advice = ", and add gradients up over several batches" + ("" if is_recomputed else ", or let layers be recomputed")
         raise DeviceMemoryError(
             f"the GPU has no room for this batch of {n_sequences} x {length}, {batch.n_tokens:,} tokens: {error} Of its "
-            f"{capacity / 1e9:.1f} GB, the model takes {held / 1e9:.1f}; about {fits:,} tokens at once may fit"
-            + (": give fewer, and add gradients up over several batches, or let layers be recomputed" if is_training else ": give fewer")
+            f"{capacity / 1e9:.1f} GB, the model takes {held / 1e9:.1f}; about {fits:,} tokens at once may fit: give fewer{advice}"
         ) from error
 
 
-def bytes_of_token(config: BERTConfig, itemsize: int, *, is_training: bool) -> int:
+def bytes_of_token(config: BERTConfig, itemsize: int, *, is_training: bool, is_recomputed: bool = False) -> int:
     """Return about how many bytes of the GPU a token takes.
 
     Parameters
@@ -50,7 +53,11 @@ def bytes_of_token(config: BERTConfig, itemsize: int, *, is_training: bool) -> i
     itemsize : int. Bytes of a number of the matrices.
     is_training : bool. Whether backward is to follow: a layer then keeps its input, Q, K and V, their mixture, and what goes into
         each LayerNorm, the feed-forward's activation and out of it. Else, one layer's are there at a time.
+    is_recomputed : bool. Whether of all layers but one the input alone is kept.
     """
     width, inner = config.hidden_size, config.intermediate_size
     of_layer = 8 * width + 2 * inner
-    return itemsize * of_layer * (config.num_hidden_layers + 1 if is_training else 1)
+    if not is_training:
+        return itemsize * of_layer
+    n_layers = config.num_hidden_layers
+    return itemsize * (n_layers * width + 2 * of_layer if is_recomputed else (n_layers + 1) * of_layer)
