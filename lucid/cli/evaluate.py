@@ -38,18 +38,16 @@ def evaluate(
     import math
 
     import lucid
-    from lucid.data import check_sources, find_sources, prepare_corpus
+    from lucid.data import Masking, check_sources, find_sources, prepare_corpus
     from lucid.hub import checkpoint_folder
     from lucid.models import BERTForMaskedLM
     from lucid.models.config_file import read_config
     from lucid.training.evaluate import evaluate
     from lucid.training.loop import model_of_run
-    from lucid.training.options import PretrainOptions
     from lucid.training.run import check_vocabulary, evaluation_batches
     from lucid.training.view import progress_view
 
-    options = PretrainOptions(masking=masking, mask_share=mask_share)
-    options.mask_settings()
+    masks = Masking(masking, mask_share)
     sources = find_sources(data)
     check_sources(sources, field)
     folder = model_of_run(Path(model)) or checkpoint_folder(model)
@@ -63,7 +61,7 @@ def evaluate(
     with tempfile.TemporaryDirectory(prefix="lucid-") as cache:
         with progress_view("tokenise", sum(source.path.stat().st_size for source in sources)) as progress:
             corpus = prepare_corpus(sources, tokenizer, cache, field=field, progress=progress)
-        batches = evaluation_batches(corpus, tokenizer, max_length, options)
+        batches = evaluation_batches(corpus, tokenizer, max_length, masks)
         n_batches = None if tokens is None else math.ceil(tokens / batches.n_tokens)
         n_examples = None if n_batches is not None else len(batches.examples)
         with progress_view("evaluate", n_examples, "examples") as progress:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lucid.random
-from lucid.data import Batches, Examples, Masker, check_sources, find_sources, prepare_corpus
+from lucid.data import Batches, Examples, Masker, Masking, check_sources, find_sources, prepare_corpus
 from lucid.data.shards import Corpus
 from lucid.device import check_device
 from lucid.errors import FormatError
@@ -24,7 +24,7 @@ from lucid.training.options import SIZES, PretrainOptions
 from lucid.training.trainer import Trainer
 from lucid.training.view import progress_view
 
-# Of the masks and the order of an evaluation: the same for every run, so that figures compare.
+# Of the masks and the order of an evaluation: the same for every run, whatever it trains on, so that figures compare.
 EVALUATION_SEED = 15
 
 ProgressView = Callable[[int], AbstractContextManager[Callable[[int, int], None]]]
@@ -104,15 +104,15 @@ def put_together(options: PretrainOptions) -> Run:
     validation, n_batches = None, None
     if sources[1]:
         validation_corpus = _corpus(sources[1], tokenizer, cache, options.field)
-        validation = evaluation_batches(validation_corpus, tokenizer, options.max_length, options)
+        validation = evaluation_batches(validation_corpus, tokenizer, options.max_length, Masking())
         n_batches = None if options.eval_tokens is None else math.ceil(options.eval_tokens / validation.n_tokens)
     return Run(options, tokenizer, config, corpus, batches, validation, n_batches)
 
 
-def evaluation_batches(corpus: Corpus, tokenizer: BERTTokenizerFast, max_length: int, options: PretrainOptions) -> Batches:
+def evaluation_batches(corpus: Corpus, tokenizer: BERTTokenizerFast, max_length: int, masking: Masking) -> Batches:
     """Return the batches of an evaluation: 4096 tokens or one example, masks by `EVALUATION_SEED`."""
     examples = Examples(corpus, max_length - 2, tokenizer.continues_word)
-    return Batches(examples, tokenizer, Masker(options.mask_settings(), tokenizer), max(4096, max_length), EVALUATION_SEED)
+    return Batches(examples, tokenizer, Masker(masking, tokenizer), max(4096, max_length), EVALUATION_SEED)
 
 
 def check_vocabulary(tokenizer: BERTTokenizerFast, config: BERTConfig, max_length: int, name: str) -> None:
