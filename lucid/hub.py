@@ -1,4 +1,4 @@
-"""Checkpoints by name: from the Hugging Face hub, through its own library and cache."""
+"""Checkpoints by name: a folder, lucid's own model, or the Hugging Face hub through its own library and cache."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pathlib import Path
 # What lucid reads of a repository; pickles and other frameworks' files stay where they are.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
 MODEL_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors", *TOKENIZER_FILES)
+BUILTIN = "builtin"
+"""Name of the model that comes with lucid; a folder of that name is ./builtin."""
+_BUILTIN_FOLDER = Path(__file__).parent / "models" / "builtin_en"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -24,7 +27,7 @@ def checkpoint_folder(
 
     Parameters
     ----------
-    folder_or_hub_id : path of a folder, or "org/name" on the hub
+    folder_or_hub_id : path of a folder, "builtin" for the model that comes with lucid, or "org/name" on the hub
     revision : str, optional. Branch, tag or commit on the hub.
     files : patterns of the files to fetch
     wanted : str. What such a folder holds, for the error.
@@ -41,7 +44,7 @@ def checkpoint_folder(
     -----
     The cache is the hub library's own (``HF_HOME``, ``HF_HUB_CACHE``); ``HF_HUB_OFFLINE=1`` forbids the network.
     """
-    folder = Path(folder_or_hub_id)
+    folder = _BUILTIN_FOLDER if folder_or_hub_id == BUILTIN else Path(folder_or_hub_id)
     if folder.is_dir():
         if revision is not None:
             raise ValueError(f"{folder} is a folder: a revision is for names on the hub")

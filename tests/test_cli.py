@@ -264,7 +264,7 @@ class TestErrors:
             (["fill-mask", "a [MASK]", "--top-k", "0"], "--top-k"),
             (["fill-mask", "a [MASK]", "--targets", ", ,"], "has no words"),
             (["encode"], "give a text in quotes"),
-            (["info"], "Missing argument"),
+            (["evaluate"], "Missing option"),
             (["fil-mask"], "No such command"),
             (["--bogus"], "No such option"),
         ],
@@ -272,11 +272,6 @@ class TestErrors:
     def test_wrong_usage_is_exit_code_2(self, run, arguments, message):
         result = run(*arguments)
         assert result.exit_code == 2 and result.stdout == "" and message in " ".join(result.stderr.replace("│", " ").split())
-
-    def test_no_model_is_wrong_usage(self, run, monkeypatch):
-        monkeypatch.delenv("LUCID_MODEL")
-        result = run("fill-mask", "a [MASK]")
-        assert result.exit_code == 2 and "--model" in result.stderr
 
     def test_a_broken_checkpoint(self, run, folder, tmp_path):
         broken = tmp_path / "broken"

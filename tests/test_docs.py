@@ -1,4 +1,4 @@
-"""The examples of README.md and docs/*.md are run, and print what the pages say.
+"""The examples of README.md, docs/*.md and the other pages are run, and print what the pages say.
 
 What a page needs to know of it:
 
@@ -11,8 +11,7 @@ What a page needs to know of it:
   what is on stdout, then what is on stderr.
 - ``<!-- not run: why -->`` above a block leaves it out, ``<!-- needs joblib -->`` does where a package is missing.
 
-Blocks run in an empty folder, where ``DIR`` and ``build/demo/cognition/model`` are the checkpoint that the README
-installs. Where it is missing a made-up one stands in, and outputs are not compared.
+Blocks run in a folder with nothing in it but ``examples``, on the model that comes with lucid.
 """
 
 import contextlib
@@ -35,9 +34,8 @@ import lucid
 import lucid.models as models
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-CHECKPOINTS = [ROOT.parent / "shared" / "models" / "splade-tiny", ROOT / "build" / "demo" / "cognition" / "model"]
-NOT_COMPARED = "the examples ran, but the checkpoint whose outputs the page shows is not there: not compared"
+BESIDE_CODE = ("README.md", "examples/README.md", "recipes/builtin-en/README.md", "lucid/models/builtin_en/README.md")
+PAGES = [*(ROOT / name for name in BESIDE_CODE), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @dataclass
@@ -107,8 +105,8 @@ def difference(shown: str, printed: str) -> str | None:
 class Runner:
     """Runs the blocks of a page in a folder."""
 
-    def __init__(self, page: str, text: str, folder: Path, is_compared: bool) -> None:
-        self.page, self.page_text, self.folder, self.is_compared = page, text, folder, is_compared
+    def __init__(self, page: str, text: str, folder: Path) -> None:
+        self.page, self.page_text, self.folder = page, text, folder
         self.names: dict[str, object] = {"__name__": "__main__"}
         self.wrong: list[str] = []
 
@@ -178,7 +176,6 @@ class Runner:
             "PYTHONWARNINGS": "ignore::DeprecationWarning",  # of fork, from Python 3.12 on: the page tells of it
             "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-            "LUCID_MODEL": "DIR",
             "COLUMNS": "80",
             "TERM": "dumb",
             "OMP_NUM_THREADS": "1",
@@ -200,48 +197,25 @@ class Runner:
 
     def compare(self, block: Block, shown: str, printed: str) -> None:
         """Note it if a block did not print what is shown."""
-        wrong = difference(shown, printed) if self.is_compared else None
-        if wrong:
+        if wrong := difference(shown, printed):
             self.wrong.append(f"{self.page}:{block.line} prints something else. {wrong}")
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bool]:
-    """Give a checkpoint, and whether it is the one whose outputs are shown."""
-    for folder in CHECKPOINTS:
-        if (folder / "model.safetensors").is_file():
-            return folder, True
-    folder = tmp_path_factory.mktemp("stand-in")
-    words = dict.fromkeys(re.findall(r"\w+|[!-~]", " ".join(page.read_text() for page in PAGES).lower(), re.ASCII))
-    characters = dict.fromkeys("".join(words))
-    pieces = dict.fromkeys([*words, *characters, *(f"##{character}" for character in characters)])
-    special = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]"}
-    vocab = [special.get(i, f"[unused{i}]") for i in range(1000)] + list(pieces)
-    vocab += [f"[unused{i}]" for i in range(len(vocab), 30522)]
-    lucid.manual_seed(0)
-    model = models.bert_for_masked_lm_tiny()
-    model.tokenizer = models.BERTTokenizerFast(vocab=vocab)
-    model.save_pretrained(folder)
-    return folder, False
-
-
 @pytest.fixture
-def folder(checkpoint: tuple[Path, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Be in an empty folder with the checkpoint at the places that the pages name."""
-    (tmp_path / "build" / "demo" / "cognition").mkdir(parents=True)
-    for name in ("DIR", "build/demo/cognition/model"):
-        (tmp_path / name).symlink_to(checkpoint[0])
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Be in a folder where there is nothing but the examples."""
+    for name in ("examples", "LICENSE"):
+        (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LUCID_MODEL", raising=False)
     lucid.set_num_threads(1)  # no output depends on it, and a busy machine makes threads wait for each other
     yield tmp_path
     lucid.set_num_threads(None)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_examples_do_what_the_page_says(page: Path, folder: Path, checkpoint: tuple[Path, bool]) -> None:
-    n_run = Runner(str(page.relative_to(ROOT)), page.read_text(), folder, checkpoint[1]).run_all()
-    if n_run and not checkpoint[1]:
-        pytest.skip(NOT_COMPARED)
+def test_examples_do_what_the_page_says(page: Path, folder: Path) -> None:
+    Runner(str(page.relative_to(ROOT)), page.read_text(), folder).run_all()
 
 
 GOOD = """
@@ -298,7 +272,7 @@ lucid: ...nowhere ...
 
 
 def _run(page: str, folder: Path) -> int:
-    return Runner("page.md", page, folder, True).run_all()
+    return Runner("page.md", page, folder).run_all()
 
 
 def test_a_page_that_is_right(folder: Path) -> None:

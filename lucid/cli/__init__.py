@@ -43,11 +43,12 @@ def main(
 
     A model is a folder in the form that Hugging Face checkpoints have:
     config.json, model.safetensors, and tokenizer.json or vocab.txt.
+    Without one, commands take the small English model that comes with lucid.
     LUCID_MODEL=DIR in the environment stands for --model DIR.
 
     For example:
 
-    [cyan]lucid fill-mask "Paris is the [MASK] of France." --model DIR[/cyan]
+    [cyan]lucid fill-mask "The [MASK] rises in the east."[/cyan]
 
     [cyan]lucid fill-mask --file lines.txt --json --model DIR > fills.jsonl[/cyan]
 

@@ -10,13 +10,14 @@ import typer
 from lucid.cli.arguments import File, Json, Model, lines_of
 from lucid.cli.errors import say
 from lucid.cli.streams import Line, open_lines, run_stream, to_json
+from lucid.hub import BUILTIN
 
 if TYPE_CHECKING:
     from lucid.text import BERTTokenizerFast
 
 
 def encode(
-    model: Model,
+    model: Model = BUILTIN,
     texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Texts; - reads lines.")] = None,
     file: File = None,
     special: Annotated[bool, typer.Option("--special/--no-special", help="Put [CLS] and [SEP] around each text.")] = True,
@@ -30,9 +31,9 @@ def encode(
 
     For example:
 
-    [cyan]lucid encode "Unaffable, isn't it?" -m DIR[/cyan]
+    [cyan]lucid encode "Unaffable, isn't it?"[/cyan]
 
-    [cyan]lucid encode --file lines.txt -m DIR | cut -f3[/cyan]
+    [cyan]lucid encode --file lines.txt | cut -f3[/cyan]
     """
     from lucid.text import BERTTokenizerFast
 

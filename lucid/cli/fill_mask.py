@@ -11,6 +11,7 @@ import typer
 from lucid.cli.arguments import File, Json, Model, Threads, lines_of
 from lucid.cli.errors import say
 from lucid.cli.streams import Line, open_lines, run_stream, to_json
+from lucid.hub import BUILTIN
 
 if TYPE_CHECKING:
     from lucid.models import BERTForMaskedLM, JointFill, MaskFill
@@ -20,7 +21,7 @@ _LONG_TEXT, _EXCERPT = 240, 60
 
 
 def fill_mask(
-    model: Model,
+    model: Model = BUILTIN,
     texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Texts with [MASK] in them; - reads lines.")] = None,
     file: File = None,
     top_k: Annotated[
@@ -44,15 +45,15 @@ def fill_mask(
 
     For example:
 
-    [cyan]lucid fill-mask "Paris is the [MASK] of France." -m DIR[/cyan]
+    [cyan]lucid fill-mask "Paris is the [MASK] of France."[/cyan]
 
-    [cyan]lucid fill-mask "He plays the [MASK]." --targets "piano,double bass" -m DIR[/cyan]
+    [cyan]lucid fill-mask "He plays the [MASK]." --targets "piano,double bass"[/cyan]
 
-    [cyan]lucid fill-mask "[MASK] is the [MASK] of France." --joint -m DIR[/cyan]
+    [cyan]lucid fill-mask "[MASK] is the [MASK] of France." --joint[/cyan]
 
-    [cyan]lucid fill-mask --file lines.txt --json -m DIR > fills.jsonl[/cyan]
+    [cyan]lucid fill-mask --file lines.txt --json > fills.jsonl[/cyan]
 
-    [cyan]zcat lines.gz | lucid fill-mask - -m DIR | head[/cyan]
+    [cyan]zcat lines.gz | lucid fill-mask - | head[/cyan]
     """
     words = None if targets is None else _words(targets)
     with open_lines(lines_of(texts, file)) as stream:

@@ -11,13 +11,16 @@ import typer
 from lucid.cli.arguments import Json
 from lucid.cli.errors import ERROR
 from lucid.cli.streams import to_json
+from lucid.hub import BUILTIN
 
 if TYPE_CHECKING:
     from lucid.models.checkpoint import StoredTensor
 
 
 def info(
-    model: Annotated[str, typer.Argument(metavar="DIR", help="Folder with config.json and model.safetensors, or a name on the hub.")],
+    model: Annotated[
+        str, typer.Argument(metavar="DIR", envvar="LUCID_MODEL", help="Folder with config.json and model.safetensors, or a name on the hub.")
+    ] = BUILTIN,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: Json = False,
 ) -> None:

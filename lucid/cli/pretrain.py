@@ -27,7 +27,7 @@ def pretrain(
     field: Annotated[str | None, _option("--field", _DATA, "Of JSON lines, the text. [dim]Default: text.[/dim]")] = None,
     size: Annotated[str | None, _option("--size", _MODEL, "A new model: tiny, mini, small, medium, base, large, or a config.json.")] = None,
     from_checkpoint: Annotated[
-        str | None, _option("--from", _MODEL, "Go on from this checkpoint, a folder or hub name.", metavar="DIR")
+        str | None, _option("--from", _MODEL, "Go on from this checkpoint: a folder, a hub name, or builtin.", metavar="DIR")
     ] = None,
     tokenizer: Annotated[str | None, _option("--tokenizer", _MODEL, "[dim]Default: the checkpoint's.[/dim]", metavar="DIR")] = None,
     dropout: Annotated[float | None, _option("--dropout", _MODEL, "[dim]Default: as configured; 0.1 for a size.[/dim]")] = None,

@@ -10,6 +10,7 @@ from lucid.models.bert.factories import bert_for_masked_lm_mini as bert_for_mask
 from lucid.models.bert.factories import bert_for_masked_lm_small as bert_for_masked_lm_small
 from lucid.models.bert.factories import bert_for_masked_lm_tiny as bert_for_masked_lm_tiny
 from lucid.models.bert.factories import bert_large as bert_large
+from lucid.models.bert.factories import from_builtin as from_builtin
 from lucid.models.bert.fill_mask import JointFill as JointFill
 from lucid.models.bert.fill_mask import MaskFill as MaskFill
 from lucid.models.bert.masked_lm import BERTForMaskedLM as BERTForMaskedLM
@@ -32,4 +33,5 @@ __all__ = [
     "bert_for_masked_lm_small",
     "bert_for_masked_lm_tiny",
     "bert_large",
+    "from_builtin",
 ]

@@ -379,7 +379,16 @@ def foreign_tensors(model: Module) -> dict[str, np.ndarray[Any, Any]]:
     return tensors
 
 
-def save_folder(model: Module, config: dict[str, Any], folder: Path) -> None:
+def _narrowed(name: str, array: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
+    """Return an array in the type to store; a number that overflows it is an error."""
+    with np.errstate(over="ignore"):
+        narrow = array.astype(dtype, copy=False)
+    if not np.array_equal(np.isinf(narrow), np.isinf(array)):
+        raise ValueError(f"{name} holds {np.abs(array).max():g}, which {dtype} has no room for: save in float32")
+    return narrow
+
+
+def save_folder(model: Module, config: dict[str, Any], folder: Path, dtype: str = "float32") -> None:
     """Write `model.safetensors`, with the names that transformers reads, and `config.json`.
 
     Both are written beside the older ones, flushed to the disk, and only then put in their place: if the
@@ -389,14 +398,17 @@ def save_folder(model: Module, config: dict[str, Any], folder: Path) -> None:
     ------
     OSError
         The files cannot be written.
+    ValueError
+        A number does not fit `dtype`.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    tensors = {name: _narrowed(name, array, dtype) for name, array in foreign_tensors(model).items()}
     new = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
         try:
-            save_file(foreign_tensors(model), new / _WEIGHTS_FILE, metadata={"format": "pt"})
+            save_file(tensors, new / _WEIGHTS_FILE, metadata={"format": "pt"})
         except SafetensorError as error:
             raise OSError(f"{folder / _WEIGHTS_FILE} cannot be written: {error}") from error
         (new / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -75,7 +75,7 @@ def read_config(folder: Path, *, add_pooling_layer: bool, file_name: str = CONFI
         raise FormatError(f"{path.name}: {error}") from error
 
 
-def config_json(config: BERTConfig, architecture: str) -> dict[str, Any]:
-    """Return the contents of a `config.json` that transformers reads."""
+def config_json(config: BERTConfig, architecture: str, dtype: str = "float32") -> dict[str, Any]:
+    """Return the contents of a `config.json` that transformers reads; `dtype` is that of the stored tensors."""
     values = {name: getattr(config, _CONFIG_RENAMED.get(name, name)) for name in _CONFIG_DEFAULTS}
-    return {"architectures": [architecture], "model_type": "bert", "dtype": "float32", "position_embedding_type": "absolute", **values}
+    return {"architectures": [architecture], "model_type": "bert", "dtype": dtype, "position_embedding_type": "absolute", **values}

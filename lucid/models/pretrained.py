@@ -42,7 +42,7 @@ class PretrainedModel(Module):
 
         Parameters
         ----------
-        folder_or_hub_id : path of a folder, or "org/name" on the Hugging Face hub
+        folder_or_hub_id : path of a folder, "org/name" on the Hugging Face hub, or "builtin" for the model that comes with lucid
             Holds ``config.json`` and ``model.safetensors`` (or its shards and their index). Numbers become
             float32, whatever the file holds.
         strict : bool
@@ -79,7 +79,7 @@ class PretrainedModel(Module):
         return self
 
     def _adopt_tokenizer(self, folder: Path) -> None:
-        """Take the tokenizer of a folder, if it has one."""
+        """Take the tokenizer of a folder, if it has one; where it sets no limit, the position table does."""
         if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt")):
             return
         self.tokenizer = BERTTokenizerFast.from_pretrained(folder)
@@ -88,22 +88,29 @@ class PretrainedModel(Module):
                 f"{folder.name}: the tokenizer has {self.tokenizer.vocab_size} words, the word table {self.config.vocab_size} rows: "
                 "they belong to different models"
             )
+        if self.tokenizer.model_max_length is None:
+            self.tokenizer.model_max_length = self.config.max_position_embeddings
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, dtype: str = "float32") -> None:
         """Write a folder that `from_pretrained` and transformers load: config.json, model.safetensors, tokenizer.
 
         Parameters
         ----------
         folder : path. Made if it is missing, its parents too. An older model in it is replaced at the end, whole.
+        dtype : "float32" or "float16". Of the stored numbers; float16 halves the file and keeps 11 bits of each.
 
         Raises
         ------
         OSError
             The folder or a file cannot be written.
+        ValueError
+            Another type, or a number that float16 has no room for (above 65,504). Nothing was written.
         """
+        if dtype not in ("float32", "float16"):
+            raise ValueError(f"dtype must be 'float32' or 'float16', not {dtype!r}")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_folder(self._as_masked_lm(), config_json(self.config, self.architecture), folder)
+        save_folder(self._as_masked_lm(), config_json(self.config, self.architecture, dtype), folder, dtype)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 

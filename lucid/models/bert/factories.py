@@ -1,10 +1,19 @@
-"""Models by size: Devlin et al. 2019 (base, large) and Turc et al. 2019 (tiny to medium)."""
+"""The built-in model, and models by size: Devlin et al. 2019 (base, large) and Turc et al. 2019 (tiny to medium)."""
 
 from typing import Any
 
+from lucid.hub import BUILTIN
 from lucid.models.bert.backbone import BERT
 from lucid.models.bert.config import BERTConfig
 from lucid.models.bert.masked_lm import BERTForMaskedLM
+
+
+def from_builtin() -> BERTForMaskedLM:
+    """Return the masked LM that comes with lucid: small, English, lower-cased, trained by lucid alone; in eval mode, with its tokenizer.
+
+    What it was trained on, what it can and cannot do: ``README.md`` in its folder, `lucid/models/builtin_en`.
+    """
+    return BERTForMaskedLM.from_pretrained(BUILTIN)
 
 
 def bert_base(**config_overrides: Any) -> BERT:

@@ -27,6 +27,7 @@ from lucid.tensor import Tensor
 
 # Of the released BERT vocabularies: [UNK], [CLS], [SEP], [MASK]; beside them stands the padding.
 _USUAL_SPECIAL_IDS = (100, 101, 102, 103)
+_MASK_TOKEN_ID = 103
 
 
 class MaskedLMOutput(NamedTuple):
@@ -221,7 +222,7 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
         attention_mask: Any = None,
         special_tokens_mask: Any = None,
         *,
-        mask_token_id: int = 103,
+        mask_token_id: int = _MASK_TOKEN_ID,
         mlm_probability: float = 0.15,
         mask_replace_prob: float = 0.8,
         random_replace_prob: float = 0.1,
@@ -236,7 +237,7 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
         attention_mask : 0 and 1, shape (B, S), optional. Padding is never chosen.
         special_tokens_mask : 0 and 1, shape (B, S), optional. 1 is never chosen. Default: the model's
             special tokens, which are never drawn as random words either.
-        mask_token_id : int
+        mask_token_id : int. Of [MASK]; the default stands for the tokenizer's where the model has one.
         mlm_probability : float. That a token is chosen.
         mask_replace_prob, random_replace_prob : float. That a chosen token becomes [MASK], or a random
             word; else it stays as it is.
@@ -257,6 +258,8 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
         ids = integers("input_ids", input_ids)
         is_real = attention_cells(attention_mask, ids.shape)
         want_range("input_ids", ids, is_real, self.config.vocab_size, "the vocabulary has that many words")
+        if mask_token_id == _MASK_TOKEN_ID and self.tokenizer is not None:
+            mask_token_id = self.tokenizer.mask_token_id
         if special_tokens_mask is None:
             may_mask = is_real & ~np.isin(ids, self.special_token_ids)
         else:
