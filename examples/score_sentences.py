@@ -1,4 +1,4 @@
-"""Score sentences: how probable is each word, given all the others?
+"""Score sentences by how probable each word is, given all the others.
 
 The sum of these log-probabilities is the pseudo-log-likelihood of Salazar et al. 2020, "Masked Language Model Scoring".
 It tells natural sentences from odd ones, and ranks what a speech recogniser, an OCR or a translation proposes.

@@ -31,7 +31,6 @@ from pathlib import Path
 import pytest
 
 import lucid
-import lucid.models as models
 
 ROOT = Path(__file__).resolve().parents[1]
 BESIDE_CODE = ("README.md", "examples/README.md", "recipes/builtin-en/README.md", "lucid/models/builtin_en/README.md")

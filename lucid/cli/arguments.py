@@ -12,7 +12,7 @@ Model = Annotated[
         "-m",
         metavar="DIR",
         envvar="LUCID_MODEL",
-        help="Folder with config.json, model.safetensors and a tokenizer, or a name on the hub; builtin is lucid's own small English model.",
+        help="Folder with config.json, model.safetensors and a tokenizer, or a name on the hub. [dim]builtin comes with lucid.[/dim]",
     ),
 ]
 File = Annotated[

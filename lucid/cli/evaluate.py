@@ -16,7 +16,9 @@ from lucid.hub import BUILTIN
 
 def evaluate(
     data: Annotated[list[str], typer.Option("--data", metavar="FILE", help="File, folder or pattern of text; again for more.")],
-    model: Annotated[str, typer.Argument(metavar="DIR", envvar="LUCID_MODEL", help="Checkpoint folder, hub name, or the folder of a run.")] = BUILTIN,
+    model: Annotated[
+        str, typer.Argument(metavar="DIR", envvar="LUCID_MODEL", help="Checkpoint folder, hub name, or the folder of a run.")
+    ] = BUILTIN,
     max_length: Annotated[int, typer.Option("--max-length", min=4, help="Longest example, in tokens.")] = 128,
     tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Evaluate on so many tokens. [dim]Default: all.[/dim]")] = None,
     masking: Annotated[str, typer.Option("--masking", help="token, word (whole words) or span.")] = "token",

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def info(
     model: Annotated[
-        str, typer.Argument(metavar="DIR", envvar="LUCID_MODEL", help="Folder with config.json and model.safetensors, or a name on the hub.")
+        str,
+        typer.Argument(metavar="DIR", envvar="LUCID_MODEL", help="Folder with config.json and model.safetensors, or a name on the hub."),
     ] = BUILTIN,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: Json = False,

@@ -9,11 +9,8 @@ model is loaded whole or not at all.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +42,7 @@ _OUTPUT_BIAS = "cls.predictions.bias"
 _WORD_TABLE = "bert.embeddings.word_embeddings.weight"
 # Known, and of no use to the model at hand.
 _IGNORED = re.compile(r"bert\.pooler\.|cls\.seq_relationship\.|bert\.output_embeddings\.|bert\.embeddings\.(position_ids|token_type_ids)$")
-_WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 
 
@@ -119,8 +116,8 @@ class _Stored:
 
 def _weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a folder."""
-    if os.path.lexists(folder / _WEIGHTS_FILE):
-        return [folder / _WEIGHTS_FILE]
+    if os.path.lexists(folder / WEIGHTS_FILE):
+        return [folder / WEIGHTS_FILE]
     index = folder / _INDEX_FILE
     if os.path.lexists(index):
         shards = read_json(index).get("weight_map")
@@ -140,7 +137,7 @@ def _weight_files(folder: Path) -> list[Path]:
             "where transformers and torch are installed: AutoModelForMaskedLM.from_pretrained(DIR).save_pretrained(DIR)"
         )
     raise FileNotFoundError(
-        f"{folder} holds neither {_WEIGHTS_FILE} nor {_INDEX_FILE}; a checkpoint that is a pytorch_model.bin has to be converted first"
+        f"{folder} holds neither {WEIGHTS_FILE} nor {_INDEX_FILE}; a checkpoint that is a pytorch_model.bin has to be converted first"
     )
 
 
@@ -377,55 +374,3 @@ def foreign_tensors(model: Module) -> dict[str, np.ndarray[Any, Any]]:
     if _DECODER_WEIGHT in tensors:  # untied: the reference implementation looks for both names of the bias
         tensors[_DECODER_BIAS] = tensors[_OUTPUT_BIAS]
     return tensors
-
-
-def _narrowed(name: str, array: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
-    """Return an array in the type to store; a number that overflows it is an error."""
-    with np.errstate(over="ignore"):
-        narrow = array.astype(dtype, copy=False)
-    if not np.array_equal(np.isinf(narrow), np.isinf(array)):
-        raise ValueError(f"{name} holds {np.abs(array).max():g}, which {dtype} has no room for: save in float32")
-    return narrow
-
-
-def save_folder(model: Module, config: dict[str, Any], folder: Path, dtype: str = "float32") -> None:
-    """Write `model.safetensors`, with the names that transformers reads, and `config.json`.
-
-    Both are written beside the older ones, flushed to the disk, and only then put in their place: if the
-    writing fails, the folder is as it was.
-
-    Raises
-    ------
-    OSError
-        The files cannot be written.
-    ValueError
-        A number does not fit `dtype`.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    tensors = {name: _narrowed(name, array, dtype) for name, array in foreign_tensors(model).items()}
-    new = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
-    try:
-        try:
-            save_file(tensors, new / _WEIGHTS_FILE, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(f"{folder / _WEIGHTS_FILE} cannot be written: {error}") from error
-        (new / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        os.chmod(new / _WEIGHTS_FILE, (new / CONFIG_FILE).stat().st_mode)  # the library lets nobody but the owner read
-        for name in (_WEIGHTS_FILE, CONFIG_FILE):
-            _flush(new / name)
-        for name in (_WEIGHTS_FILE, CONFIG_FILE):
-            os.replace(new / name, folder / name)
-        _flush(folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

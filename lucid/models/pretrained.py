@@ -9,8 +9,9 @@ from typing import Any, Self
 from lucid.errors import FormatError
 from lucid.hub import checkpoint_folder
 from lucid.models.bert.config import BERTConfig
-from lucid.models.checkpoint import LoadReport, has_tensor, load_tensors, save_folder
+from lucid.models.checkpoint import LoadReport, has_tensor, load_tensors
 from lucid.models.config_file import config_json, read_config
+from lucid.models.saving import save_folder
 from lucid.nn import Module
 from lucid.text import BERTTokenizerFast
 

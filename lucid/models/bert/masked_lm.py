@@ -12,22 +12,20 @@ from lucid.autograd import apply, no_grad
 from lucid.models.bert.backbone import BERT, Trace, check_table, make_trace, resized, unpack
 from lucid.models.bert.config import BERTConfig
 from lucid.models.bert.fill_mask import FillMask
-from lucid.models.bert.packing import PackedBatch, TokenRows, attention_cells, flags, integers, want_range
+from lucid.models.bert.masking import TokenMasking
+from lucid.models.bert.packing import PackedBatch, TokenRows, integers, want_range
 from lucid.models.bert.texts import TextMethods
 from lucid.models.pretrained import PretrainedModel
 from lucid.nn import Embedding, LayerNorm, Linear, Module, Parameter, init
 from lucid.ops.decoder import decoder_cross_entropy, decoder_loss, decoder_top_k
 from lucid.ops.linear import linear
-from lucid.ops.mlm_mask import mlm_mask
 from lucid.ops.op import want_integer
 from lucid.ops.reshape import reshape
 from lucid.ops.rows import scatter_rows
-from lucid.random import resolve_seed
 from lucid.tensor import Tensor
 
 # Of the released BERT vocabularies: [UNK], [CLS], [SEP], [MASK]; beside them stands the padding.
 _USUAL_SPECIAL_IDS = (100, 101, 102, 103)
-_MASK_TOKEN_ID = 103
 
 
 class MaskedLMOutput(NamedTuple):
@@ -69,7 +67,7 @@ class BERTMaskedLMHead(Module):
         self.predictions = BERTPredictions(config)
 
 
-class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
+class BERTForMaskedLM(PretrainedModel, TokenMasking, TextMethods, FillMask):
     """BERT for masked language modelling (Devlin et al. 2019, section 3.1).
 
     Parameters
@@ -215,84 +213,6 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
         want_range("labels", table, counts, self.config.vocab_size, f"a word of the vocabulary, or ignore_index {ignore_index}")
         rows = batch.rows_at(counts)
         return rows, table.reshape(-1)[batch.cells[rows.index]].astype(np.int32)
-
-    def create_masked_lm_inputs(
-        self,
-        input_ids: Any,
-        attention_mask: Any = None,
-        special_tokens_mask: Any = None,
-        *,
-        mask_token_id: int = _MASK_TOKEN_ID,
-        mlm_probability: float = 0.15,
-        mask_replace_prob: float = 0.8,
-        random_replace_prob: float = 0.1,
-        ignore_index: int = -100,
-        seed: int | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Choose tokens to ask for, and corrupt them (Devlin et al. 2019, section 3.1).
-
-        Parameters
-        ----------
-        input_ids : integers, shape (B, S)
-        attention_mask : 0 and 1, shape (B, S), optional. Padding is never chosen.
-        special_tokens_mask : 0 and 1, shape (B, S), optional. 1 is never chosen. Default: the model's
-            special tokens, which are never drawn as random words either.
-        mask_token_id : int. Of [MASK]; the default stands for the tokenizer's where the model has one.
-        mlm_probability : float. That a token is chosen.
-        mask_replace_prob, random_replace_prob : float. That a chosen token becomes [MASK], or a random
-            word; else it stays as it is.
-        ignore_index : int. Label of a token that was not chosen.
-        seed : int, optional. The same seed chooses the same tokens, whatever else is in the batch.
-
-        Returns
-        -------
-        masked_input_ids, labels : Tensor, int64, shape (B, S)
-
-        Raises
-        ------
-        IndexError
-            An id is out of range.
-        TypeError, ValueError
-            Wrong dtypes, shapes or probabilities.
-        """
-        ids = integers("input_ids", input_ids)
-        is_real = attention_cells(attention_mask, ids.shape)
-        want_range("input_ids", ids, is_real, self.config.vocab_size, "the vocabulary has that many words")
-        if mask_token_id == _MASK_TOKEN_ID and self.tokenizer is not None:
-            mask_token_id = self.tokenizer.mask_token_id
-        if special_tokens_mask is None:
-            may_mask = is_real & ~np.isin(ids, self.special_token_ids)
-        else:
-            may_mask = is_real & ~flags("special_tokens_mask", special_tokens_mask, ids.shape)
-        n_sequences, length = ids.shape
-        masked, labels = self.mask_tokens(
-            np.ascontiguousarray(ids).reshape(-1),
-            may_mask.reshape(-1),
-            np.maximum(np.cumsum(is_real, axis=1, dtype=np.int32) - 1, 0).reshape(-1),
-            np.repeat(np.arange(n_sequences, dtype=np.int32), length),
-            mask_token_id=mask_token_id,
-            mlm_probability=mlm_probability,
-            mask_replace_prob=mask_replace_prob,
-            random_replace_prob=random_replace_prob,
-            ignore_index=ignore_index,
-            seed=seed,
-        )
-        return Tensor(masked.reshape(ids.shape)), Tensor(labels.reshape(ids.shape))
-
-    def mask_tokens(
-        self, ids: Any, may_mask: Any, columns: Any, examples: Any, *, seed: int | None = None, **settings: Any
-    ) -> tuple[Any, Any]:
-        """Do what `create_masked_lm_inputs` does, for tokens in a row, (T,), of which place and example are said."""
-        return mlm_mask(  # type: ignore[no-any-return]
-            ids,
-            may_mask=may_mask.astype(np.uint8),
-            columns=columns,
-            examples=examples,
-            special_ids=np.asarray(self.special_token_ids, np.int32),
-            vocab_size=self.config.vocab_size,
-            seed=resolve_seed(seed),
-            **settings,
-        )
 
     def _adopt_tokenizer(self, folder: Path) -> None:
         super()._adopt_tokenizer(folder)
