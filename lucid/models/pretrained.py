@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from lucid.errors import FormatError
+from lucid.errors import FormatError, of_folder
 from lucid.hub import checkpoint_folder
 from lucid.models.bert.config import BERTConfig
 from lucid.models.checkpoint import LoadReport, has_tensor, load_tensors
@@ -65,9 +65,10 @@ class PretrainedModel(Module):
             word table that config.json ties it to; it is loaded untied.
         """
         folder = checkpoint_folder(folder_or_hub_id, revision)
-        model = cls(read_config(folder, add_pooling_layer=cls._wants_pooler(folder)))
-        model._adopt_tokenizer(folder)
-        model.load_report = load_tensors(model._as_masked_lm(), folder, strict=strict)
+        with of_folder(folder):
+            model = cls(read_config(folder, add_pooling_layer=cls._wants_pooler(folder)))
+            model._adopt_tokenizer(folder)
+            model.load_report = load_tensors(model._as_masked_lm(), folder, strict=strict)
         return model.eval()
 
     @classmethod

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from tokenizers import Tokenizer
 
+from lucid.errors import of_folder
 from lucid.hub import TOKENIZER_FILES, checkpoint_folder
 from lucid.text.pieces import listed, split
 from lucid.text.template import Template, pad
@@ -136,7 +137,8 @@ class BERTTokenizerFast:
         """
         tokenizer = cls.__new__(cls)
         folder = checkpoint_folder(folder_or_hub_id, revision, files=TOKENIZER_FILES, wanted="tokenizer.json or vocab.txt")
-        tokenizer._adopt(*read_folder(folder))
+        with of_folder(folder):
+            tokenizer._adopt(*read_folder(folder))
         return tokenizer
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:

@@ -949,6 +949,15 @@ class TestTokenizer:
             f"checkpoint: the tokenizer has {V + 1} words, the word table {V} rows: they belong to different models"
         )
 
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocab.txt"])
+    def test_a_traceback_names_the_folder_once(self, folder, name):
+        write(folder, hugging_face())
+        self.write_vocab(folder, V)
+        (folder / name).write_bytes(b"\xff")
+        with pytest.raises(FormatError) as caught:
+            BERTForMaskedLM.from_pretrained(folder)
+        assert caught.value.__notes__ == [f"The folder is {folder}"]
+
     def test_added_tokens_count(self, folder):
         write(folder, hugging_face())
         self.write_vocab(folder, V)
