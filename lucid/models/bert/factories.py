@@ -9,9 +9,15 @@ from lucid.models.bert.masked_lm import BERTForMaskedLM
 
 
 def from_builtin() -> BERTForMaskedLM:
-    """Return the masked LM that comes with lucid: small, English, lower-cased, trained by lucid alone; in eval mode, with its tokenizer.
+    """Return the masked LM that comes with lucid: 4 layers, 192 wide, English, lower-cased; in eval mode, with its tokenizer.
 
-    What it was trained on, what it can and cannot do: ``README.md`` in its folder, `lucid/models/builtin_en`.
+    Returns
+    -------
+    model : BERTForMaskedLM, float32
+
+    Notes
+    -----
+    lucid trained it from nothing. What it learnt from, what it can and cannot do: ``README.md`` in its folder, `lucid/models/builtin_en`.
     """
     return BERTForMaskedLM.from_pretrained(BUILTIN)
 
