@@ -64,18 +64,13 @@ class Library:
     def __init__(self, name: str) -> None:
         self.name = name
         self._lock = threading.RLock()  # handles of these libraries are for one thread at a time
-        self._is_right: dict[Hashable, bool] = {}
+        self._faults: dict[Hashable, str] = {}  # by kind of work; empty where there are none
         self._is_checking = False
 
     @property
     def is_asked_for(self) -> bool:
         """Whether `SWITCH` names it."""
         return self.name in asked_for(os.environ.get(SWITCH, "0"))
-
-    @property
-    def kinds(self) -> list[Hashable]:
-        """What the library does by now."""
-        return [kind for kind, is_right in self._is_right.items() if is_right]
 
     def does(self, kind: Hashable, check: Callable[[], None], work: Callable[[], Any]) -> bool:
         """Let the library work, if it may; return whether it did. If not, what `work` writes may hold anything."""
@@ -84,36 +79,40 @@ class Library:
         with self._lock:
             if self._is_checking:  # what is compared with is made without
                 return False
-            if kind not in self._is_right:
+            if kind not in self._faults:
                 self._is_checking = True
                 try:
-                    self._is_right[kind] = self._went_well(kind, check)
+                    self._try(kind, check)
                 finally:
                     self._is_checking = False
-            if self._is_right[kind]:
-                self._is_right[kind] = self._went_well(kind, work)
-            return self._is_right[kind]
+            if not self._faults[kind]:
+                self._try(kind, work)
+            return not self._faults[kind]
 
-    def _went_well(self, kind: Hashable, action: Callable[[], Any]) -> bool:
+    def _try(self, kind: Hashable, action: Callable[[], Any]) -> None:
         try:
             action()
         except MemoryError:  # says nothing of the library
-            self._is_right.pop(kind, None)
+            self._faults.pop(kind, None)
             raise
         except Exception as error:  # the libraries' own, of many kinds
             hint = "; pip install 'lucid-bert[gpu-fast]'" if isinstance(error, ImportError) else ""
-            warnings.warn(f"{SWITCH}: {self.name} is not used for {kind} ({type(error).__name__}: {error}{hint})", stacklevel=3)
-            return False
-        return True
+            self._faults[kind] = f"{type(error).__name__}: {error}{hint}"
+            warnings.warn(f"{SWITCH}: {self.name} is not used for {kind} ({self._faults[kind]})", stacklevel=3)
+        else:
+            self._faults[kind] = ""
+
+    def used(self) -> list[str]:
+        """Return what the library does by now, a line for each kind of work."""
+        return [f"{self.name}: {kind}" for kind, fault in self._faults.items() if not fault]
+
+    def refused(self) -> list[str]:
+        """Return what it was asked for and does not do, with the reason."""
+        return [f"{self.name}: not {kind} ({fault})" for kind, fault in self._faults.items() if fault]
 
     def forget(self) -> None:
         """Try everything again."""
-        self._is_right.clear()
+        self._faults.clear()
 
 
 CUBLASLT, CUDNN = map(Library, NAMES)
-
-
-def in_use() -> list[str]:
-    """Return what libraries do by now, a line for each kind of work."""
-    return [f"{library.name}: {kind}" for library in (CUBLASLT, CUDNN) for kind in library.kinds]

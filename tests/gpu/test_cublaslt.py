@@ -10,7 +10,7 @@ import pytest
 from gpu.emulator import Emulator
 from gpu.test_runtime import columns
 from lucid._gpu import cublaslt, runtime
-from lucid._gpu.libraries import BOUNDS, CUBLASLT, SWITCH, in_use
+from lucid._gpu.libraries import BOUNDS, CUBLASLT, SWITCH
 from lucid._gpu.runtime import dtype_of
 from lucid.ops.linear import linear
 
@@ -161,7 +161,7 @@ def test_plans_describe_the_products(
     shape: tuple[int, int, int], part: Any, offset: int, dtype: str, stand_in: StandIn, rng: np.random.Generator
 ) -> None:
     _assert_near(*_results(rng, dtype, shape, part, offset))
-    assert in_use() == [f"cublaslt: ('{kind}', '{dtype}')" for kind in ("product + bias", "gradients of weight and bias")]
+    assert CUBLASLT.used() == [f"cublaslt: ('{kind}', '{dtype}')" for kind in ("product + bias", "gradients of weight and bias")]
     assert stand_in.n_products == 4  # two of them for the check
 
 
@@ -172,7 +172,7 @@ def test_a_wrong_epilogue_is_noticed(dtype: str, stand_in: StandIn, rng: np.rand
         got, want = _results(rng, dtype, *SHAPES[1])
     assert len(warned) == 2
     assert [x.tobytes() for x in got] == [x.tobytes() for x in want]
-    assert in_use() == []
+    assert CUBLASLT.used() == []
 
 
 def test_no_kernel_for_a_shape(stand_in: StandIn, rng: np.random.Generator) -> None:
@@ -193,6 +193,15 @@ def test_plans_are_kept_and_given_back(stand_in: StandIn, fresh: pytest.MonkeyPa
         forward(m)
     assert len(cublaslt._plans) == 3
     assert len(stand_in.alive) == 3 * 5  # a product, three matrices, a preference
+
+
+def test_a_plan_is_used_with_another_bias(stand_in: StandIn, rng: np.random.Generator) -> None:
+    x, d_y, d_weight = _some(rng, "float16", 0, 5, 8), _some(rng, "float16", 0, 5, 16), runtime.empty((16, 8))
+    found = [cublaslt.weight_gradient(factor * d_y, x, d_weight) for factor in (np.float16(1), np.float16(2))]
+    assert len(cublaslt._plans) == 2  # one of them for the check
+    one, two = (array.get() for array in found)
+    assert np.allclose(two, 2 * one)
+    assert np.allclose(one, d_y.get().astype(np.float32).sum(axis=0), atol=1e-5)
 
 
 def test_alignment() -> None:
@@ -228,4 +237,4 @@ def test_nvmath_has_what_plans_use(lt: Any) -> None:
 @pytest.mark.parametrize(("shape", "part"), [*SHAPES[:2], ((1000, 768, 2304), None), ((1000, 768, 2304), (768, 2304))])
 def test_on_a_gpu(gpu: Any, lt: Any, fresh: Any, shape: Any, part: Any, dtype: str, rng: np.random.Generator) -> None:
     _assert_near(*_results(rng, dtype, shape, part))
-    assert len(in_use()) == 2
+    assert len(CUBLASLT.used()) == 2

@@ -10,7 +10,7 @@ import pytest
 from gpu.emulator import Emulator
 from lucid._gpu import cudnn_attention, runtime
 from lucid._gpu.cudnn_attention import Size, graph_of, rounded, size_of, table_of
-from lucid._gpu.libraries import BOUNDS, CUDNN, SWITCH, in_use
+from lucid._gpu.libraries import BOUNDS, CUDNN, SWITCH
 from lucid._gpu.runtime import dtype_of
 from lucid.ops.attention import attention
 
@@ -153,7 +153,7 @@ def _assert_near(got: tuple[Array, ...], want: tuple[Array, ...]) -> None:
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_graphs_find_every_number(problem: Any, dtype: str, stand_in: StandIn, rng: np.random.Generator) -> None:
     _assert_near(*_results(rng, dtype, *problem))
-    assert in_use() == [f"cudnn: ('{kind}', '{dtype}', 32)" for kind in ("attention", "gradients of attention")]
+    assert CUDNN.used() == [f"cudnn: ('{kind}', '{dtype}', 32)" for kind in ("attention", "gradients of attention")]
     assert stand_in.n_runs == 3 + 2  # and the checks
 
 
@@ -164,7 +164,7 @@ def test_wrong_numbers_are_noticed(dtype: str, stand_in: StandIn, rng: np.random
         got, want = _results(rng, dtype, *PROBLEMS[0])
     assert len(warned) == 2
     assert [x.tobytes() for x in got] == [x.tobytes() for x in want]
-    assert in_use() == []
+    assert CUDNN.used() == []
 
 
 def test_what_cudnn_left_can_be_used_without_it(stand_in: StandIn, fresh: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
@@ -280,6 +280,6 @@ def test_on_a_gpu(gpu: Any, cudnn: Any, fresh: Any, problem: Any, dtype: str, rn
     state = rng.bit_generator.state
     got, want = _results(rng, dtype, *problem, width=64, n_heads=12)
     _assert_near(got, want)
-    assert len(in_use()) == 2
+    assert len(CUDNN.used()) == 2
     rng.bit_generator.state = state
     assert [x.tobytes() for x in _results(rng, dtype, *problem, width=64, n_heads=12)[0]] == [x.tobytes() for x in got]

@@ -8,9 +8,10 @@ import pytest
 
 from gpu.emulator import Emulator
 from lucid._gpu import cublaslt, cudnn_attention, runtime
-from lucid._gpu.libraries import CUBLASLT, CUDNN, SWITCH, Library, WrongError, asked_for, check_near, in_use
-from lucid.ops.attention import attention
+from lucid._gpu.libraries import CUBLASLT, CUDNN, SWITCH, Library, WrongError, asked_for, check_near
+from lucid.ops.attention import AttentionDropout, attention
 from lucid.ops.linear import linear
+from lucid.random import Purpose, stream
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +58,7 @@ def test_a_library_is_checked_once_for_each_kind(monkeypatch: pytest.MonkeyPatch
     library, check, work = Library("cudnn"), Work(), Work()
     assert all(library.does(kind, check, work) for kind in ("one", "one", "two"))
     assert (check.n, work.n) == (2, 3)
-    assert library.kinds == ["one", "two"]
+    assert (library.used(), library.refused()) == (["cudnn: one", "cudnn: two"], [])
 
 
 @pytest.mark.parametrize("error", [WrongError("out is 3 from"), RuntimeError("CUDNN_STATUS_NOT_SUPPORTED")])
@@ -68,7 +69,7 @@ def test_a_library_that_fails_its_check_is_never_used(monkeypatch: pytest.Monkey
         assert not library.does("kind", check, work)
     assert not library.does("kind", check, work)
     assert (check.n, work.n) == (1, 0)
-    assert library.kinds == []
+    assert (library.used(), library.refused()) == ([], [f"cudnn: not kind ({type(error).__name__}: {error})"])
 
 
 def test_a_library_that_fails_later_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +112,7 @@ def _half(rng: np.random.Generator, *shape: int) -> Any:
     return runtime.xp.asarray(rng.standard_normal(shape).astype(np.float16))
 
 
-@pytest.mark.parametrize(("name", "library"), [("nvmath", CUBLASLT), ("cudnn", CUDNN)])
+@pytest.mark.parametrize(("name", "library"), [("nvmath.bindings", CUBLASLT), ("cudnn", CUDNN)])
 def test_a_library_that_is_not_installed(
     name: str, library: Library, emulated: Emulator, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
@@ -131,7 +132,7 @@ def test_a_library_that_is_not_installed(
         assert results() == want
         assert results() == want
     assert len(warned) == 1
-    assert in_use() == []
+    assert library.used() == []
 
 
 def test_what_is_not_for_a_library_does_not_come_to_it(
@@ -159,6 +160,10 @@ def test_what_is_not_for_a_library_does_not_come_to_it(
         kernel.backward(saved, out)
     some = {"query_starts": np.array([0, 2, 2], np.int32), "key_starts": starts}
     out, saved = kernel.forward(_half(rng, 2, 64), _half(rng, 9, 128), n_heads=2, **some, keep=True)
+    kernel.backward(saved, out)
+    columns = np.array([*range(4), *range(5)], np.int32)
+    dropout = AttentionDropout(0.1, 3, stream(Purpose.ATTENTION_DROPOUT, 0, 0), columns, columns, np.arange(2, dtype=np.int32))
+    out, saved = kernel.forward(_half(rng, 9, 3 * 64), n_heads=2, key_starts=starts, dropout=dropout, keep=True)
     kernel.backward(saved, out)
     assert asked == []
     forward(x, weight, bias, keep=False)
