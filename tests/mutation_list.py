@@ -14,6 +14,7 @@ TAPE = "tests/gradients/test_autograd.py"
 OPTIM = "tests/optim"
 GPU_OPS = ("tests/gpu/test_ops.py", "tests/gpu/test_attention.py", "-k", "attention and not half")
 DECODER_ON_GPU = "tests/gpu/test_decoder.py"
+LIBRARIES = "tests/gpu/test_libraries.py"
 
 
 @dataclass(frozen=True)
@@ -393,6 +394,20 @@ MUTATIONS: list[Mutation] = [
         position_sign=("values[j] + of_type[j] + of_position[j]", "values[j] + of_type[j] - of_position[j]"),
         a_token_lost=("for (int i = begin; i < end; ++i)", "for (int i = begin + 1; i < end; ++i)"),
     ),
+    # What is not for NVIDIA's libraries, and what they get wrong
+    *_of(
+        "lucid/_gpu/libraries.py",
+        LIBRARIES,
+        faults_forgotten=('self._faults[kind] = f"', 'self._faults[kind] = "" and f"'),
+        nan_is_near=("if not distance <= bound:", "if distance > bound:"),
+    ),
+    *_of(
+        "lucid/_gpu/linear.py",
+        LIBRARIES,
+        library_before_the_activation=("residual is None and number == NONE:", "residual is None:"),
+        library_without_the_slope=("if has_bias and before is None else", "if has_bias else"),
+    ),
+    *_of("lucid/_gpu/cudnn_attention.py", LIBRARIES, keys_nobody_asks=("np.diff(query_starts) > 0, np", "np.diff(key_starts) > 0, np")),
     *_of("lucid/_gpu/rows.cu", *gpu_tests("rows"), tail_lost=("j < min(n, i + N)", "j + 1 < min(n, i + N)")),
     *_of(
         "lucid/_gpu/adamw.cu",

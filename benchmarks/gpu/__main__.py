@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.checkpoint import DEFAULT_CACHE, checkpoint
-from benchmarks.gpu.cases import CHECKED, OURS, SIDES, Ceilings, cases
+from benchmarks.gpu.cases import CHECKED, LIBRARIES, ON_REQUEST, OURS, SIDES, Ceilings, cases
 from benchmarks.gpu.report import markdown, summary
 from benchmarks.gpu.results import Results
 from benchmarks.gpu.run import MODULE, Run
@@ -21,10 +21,12 @@ from benchmarks.processes import ROOT, PeerError, Worker
 from benchmarks.timing import TimeBox
 
 _PACKAGES = ("lucid-bert", "numpy", "cupy-cuda13x", "cupy-cuda12x", "torch", "transformers", "triton")
+_OF_LIBRARIES = ("nvmath-python", "nvidia-cudnn-frontend", "nvidia-cudnn-cu13")
 _EXAMPLES = """\
 examples
   python -m benchmarks.gpu                                     everything; writes gpu.md and gpu.json to benchmarks/results
   python -m benchmarks.gpu --cases training --sides eager      one case beside one form of PyTorch
+  python -m benchmarks.gpu --libraries                         lucid also with cuBLASLt and cuDNN, which must be installed
   python -m benchmarks.gpu --minutes 4 --out build/gpu         shorter, results elsewhere
   python -m benchmarks.gpu --quick                             a small model on the CPU: shows that the suite works, not how fast
 
@@ -39,7 +41,7 @@ It wants a GPU, CuPy and a C compiler; nothing is fetched. The exit code is 1 if
 def parser() -> argparse.ArgumentParser:
     """Return the parser of arguments."""
     told = [f"  {one.name:<14}{one.title}" for one in cases().values()]
-    listed = [f"  {name:<14}{about}" for name, about in {**SIDES, **CHECKED}.items()]
+    listed = [f"  {name:<16}{about}" for name, about in {**SIDES, **ON_REQUEST, **CHECKED}.items()]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
         description="Run lucid beside PyTorch on one NVIDIA GPU, BERT-base, and say how fast each is.",
@@ -48,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cases", metavar="A,B", help="names, separated by commas; default: all")
     parser.add_argument("--sides", metavar="A,B", help="names, separated by commas; lucid always runs; default: all that can")
+    parser.add_argument("--libraries", action="store_true", help=f"time {LIBRARIES}, too: lucid with NVIDIA's libraries (docs/gpu.md)")
     parser.add_argument(
         "--quick", action="store_true", help="a small model and small inputs on the CPU; writes nothing unless --out is given"
     )
@@ -90,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         some = chosen(args.cases, list(cases()), "case")
         sides = [OURS, *(name for name in chosen(args.sides, list(SIDES), "side") if name != OURS)]
+        sides += [LIBRARIES] if args.libraries else []
     except KeyError as error:
         print(error.args[0], file=sys.stderr)
         return 2
@@ -102,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    results = Results("the CPU: a trial of the suite", {name: version(name) for name in _PACKAGES}, size)
+    results = Results("the CPU: a trial of the suite", {name: version(name) for name in (*_PACKAGES, *_OF_LIBRARIES)}, size)
     if not args.quick:
         try:
             with Worker(OURS, Setting(args.cache, args.cache, args.threads, size), module=MODULE) as worker:
@@ -115,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results.reference = "transformers, float32, attention spelled out" if has_torch else "lucid on the CPU, float32"
     if not has_torch:
         results.left_out.append("PyTorch: torch or transformers is not installed")
-        sides = [OURS]
+        sides = [name for name in sides if name.startswith(OURS)]
     elif args.quick and args.sides is None:
         results.left_out.append("torch.compile: with --quick it runs only if it is named")
         sides = [name for name in sides if not name.startswith("compile")]

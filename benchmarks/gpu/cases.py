@@ -17,6 +17,9 @@ SIDES = {
     "compile-rows": "`eager-rows` through torch.compile with static shapes",
 }
 """Those that are timed. AdamW is the fused one everywhere."""
+LIBRARIES = "lucid-libraries"
+ON_REQUEST = {LIBRARIES: "lucid, bfloat16, with cuBLASLt and cuDNN where they can be used; runs with --libraries"}
+"""Timed if they are asked for."""
 CHECKED = {"lucid-float32": "lucid, float32"}
 """Those whose answers are compared, and that is all."""
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.gpu.cases import CHECKED, OURS, SIDES
+from benchmarks.gpu.cases import CHECKED, ON_REQUEST, OURS, SIDES
 from benchmarks.gpu.results import CaseResult, Results, Row
 
 
 def markdown(results: Results) -> str:
     """Return the whole report."""
     parts = ["# lucid beside PyTorch on a GPU", _machine(results), _explained(results), summary(results)]
-    parts += ["## Every side", sides_table(results), "\n".join(f"- {name}: {about}" for name, about in {**SIDES, **CHECKED}.items())]
+    listed = "\n".join(f"- {name}: {about}" for name, about in {**SIDES, **ON_REQUEST, **CHECKED}.items())
+    parts += ["## Every side", sides_table(results), listed]
     for result in results.cases:
         for row in result.rows:
+            if row.libraries:
+                parts += [f"## {result.case.title}: what libraries did", "\n".join(f"- {what}" for what in row.libraries)]
             if row.kernels:
                 parts += [f"## {result.case.title}: where {row.side} spends a call", kernels_table(row)]
     if results.left_out:
@@ -55,7 +58,8 @@ def _number(value: float | None, form: str) -> str:
 
 def summary(results: Results) -> str:
     """Return the table of ratios, floors and aims."""
-    others = [name for name in SIDES if name != OURS]
+    asked = {row.side for result in results.cases for row in result.rows if row.side in ON_REQUEST}
+    others = [name for name in (*SIDES, *ON_REQUEST) if name != OURS and (name in SIDES or name in asked)]
     heads = (
         "case",
         "lucid",

@@ -21,6 +21,7 @@ class Row:
     note : str. Why there is no time.
     peak_bytes : int or None. Most memory of the device.
     kernels : list of (name, launches, seconds). Of one call, where that was asked for.
+    libraries : list of str. What libraries did in place of lucid's own kernels, and what they did not.
     """
 
     side: str
@@ -29,6 +30,7 @@ class Row:
     note: str = ""
     peak_bytes: int | None = None
     kernels: list[tuple[str, int, float]] = field(default_factory=list)
+    libraries: list[str] = field(default_factory=list)
 
     @property
     def median(self) -> float | None:

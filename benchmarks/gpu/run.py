@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu.cases import CHECKED, OURS, GpuCase
+from benchmarks.gpu.cases import CHECKED, ON_REQUEST, OURS, GpuCase
 from benchmarks.gpu.results import CaseResult, Results, Row
 from benchmarks.peers import Setting
 from benchmarks.processes import PeerError, Worker
@@ -88,7 +88,7 @@ class Run:
                 self._case(case, workers)
 
     def _timed(self, case: GpuCase) -> list[str]:
-        return [name for name in case.sides if name in self.sides]
+        return [name for name in (*case.sides, *ON_REQUEST) if name in self.sides]
 
     def _case(self, case: GpuCase, workers: Mapping[str, Worker]) -> None:
         result = CaseResult(case)
@@ -107,7 +107,7 @@ class Run:
                     raise answer
                 row.distances = distances(answer, reference)
                 # On the CPU lucid knows float32 alone.
-                check(row.distances, is_float32=name in CHECKED or (self.is_quick and name == OURS))
+                check(row.distances, is_float32=name in CHECKED or (self.is_quick and name.startswith(OURS)))
             except WrongAnswerError as error:
                 row.note = f"refused, wrong answer: {error}"
             except PeerError as error:
@@ -142,6 +142,7 @@ class Run:
         def turn_of(row: Row) -> Callable[[], list[float]]:
             def turn() -> list[float]:
                 found = workers[row.side].call("turn")
+                row.libraries = found.get("libraries", [])
                 row.peak_bytes = max(row.peak_bytes or 0, found["peak_bytes"] or 0) or None
                 return found["seconds"]  # type: ignore[no-any-return]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu.cases import P_DROP
+from benchmarks.gpu.cases import LIBRARIES, P_DROP
 from benchmarks.peers import Setting, version
 from benchmarks.training import LEARNING_RATE, MAX_NORM
 from benchmarks.workloads import IGNORED, Case, Task, mask_of, padded
@@ -71,6 +71,10 @@ class Side(ABC):
         """Return the most memory of the device that was in use, None where that is not known."""
         return None
 
+    def libraries(self) -> list[str]:
+        """Return what libraries did until now in place of lucid's own kernels, and what they were asked for and did not."""
+        return []
+
     @abstractmethod
     def release(self) -> None:
         """Give memory that is not in use back to the device: others are next."""
@@ -89,7 +93,9 @@ class Lucid(Side):
     def __init__(self, name: str, setting: Setting, is_on_gpu: bool) -> None:
         super().__init__(name, setting, is_on_gpu)
         import lucid
+        from lucid._gpu.libraries import SWITCH
 
+        os.environ[SWITCH] = str(int(name == LIBRARIES))  # for this process
         # As a reference it has the CPU for itself.
         lucid.set_num_threads(len(os.sched_getaffinity(0)) if name == "reference" else setting.n_threads)
         lucid.manual_seed(0)
@@ -98,6 +104,15 @@ class Lucid(Side):
 
             self.cuda = cupy.cuda
             self.pool = cupy.get_default_memory_pool()
+
+    def libraries(self) -> list[str]:
+        """Return what they did and what not; with nothing done on a GPU, the side would be lucid itself, and RuntimeError is raised."""
+        from lucid._gpu.libraries import CUBLASLT, CUDNN
+
+        used, refused = (CUBLASLT.used() + CUDNN.used(), CUBLASLT.refused() + CUDNN.refused())
+        if self.name == LIBRARIES and self.is_on_gpu and not used:
+            raise RuntimeError(f"no library could be used: {'; '.join(refused)}")
+        return used + refused
 
     def _placed(self, model: Any) -> Any:
         if not self.is_on_gpu:

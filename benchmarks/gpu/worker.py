@@ -69,7 +69,7 @@ class Session:
         seconds = side.seconds(marks)
         peak = side.peak_bytes()
         side.release()
-        return {"seconds": seconds, "peak_bytes": peak}
+        return {"seconds": seconds, "peak_bytes": peak, "libraries": side.libraries()}
 
     def kernels(self) -> dict[str, Any]:
         """Return the kernels that a call spends most time in: name, launches, seconds. PyTorch's profiler sees lucid's as well."""

@@ -1,4 +1,4 @@
-"""Attention on the GPU: on tensor cores where types, head width and alignment allow it, else in a plain form."""
+"""Attention on the GPU: on tensor cores where types, head width and alignment allow it, else in a plain form; or by cuDNN, if asked for."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lucid._gpu import attention_mma, runtime
+from lucid._gpu import attention_mma, cudnn_attention, runtime
 from lucid._gpu.attention_mma import TILE
 from lucid._gpu.runtime import Array
 
@@ -94,6 +94,9 @@ def attention_forward(
     """As `lucid._ext.kernels.attention_forward`; `lse` is float32 for every type."""
     if out.size == 0:
         return
+    arrays = {"q": q, "k": k, "v": v, "out": out, "lse": lse}
+    if key_columns is None and cudnn_attention.does(arrays, query_starts, key_starts, n_heads, scale):
+        return
     is_mma = attention_mma.fits((q, k, v, out), out.shape[1] // n_heads, key_columns, key_starts)
     places = query_columns, key_columns, examples
     call = _call(is_mma, q, k, v, query_starts, key_starts, n_heads, scale, places, key, stream, p_drop)
@@ -129,6 +132,9 @@ def attention_backward(
 ) -> None:
     """As `lucid._ext.kernels.attention_backward`, with one argument more: `out` is what forward returned."""
     if k.size == 0:
+        return
+    arrays = {"q": q, "k": k, "v": v, "out": out, "lse": lse, "d_out": d_out, "d_q": d_q, "d_k": d_k, "d_v": d_v}
+    if key_columns is None and cudnn_attention.does(arrays, query_starts, key_starts, n_heads, scale):
         return
     is_mma = attention_mma.fits((q, k, v, out, d_out, d_q, d_k, d_v), k.shape[1] // n_heads, key_columns, key_starts)
     places = query_columns, key_columns, examples

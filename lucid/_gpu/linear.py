@@ -1,4 +1,4 @@
-"""Linear on the GPU: cuBLAS on row-major weights, then one pass for bias, activation and residual."""
+"""Linear on the GPU: cuBLAS on row-major weights, then one pass for bias, activation and residual; or cuBLASLt, if it is asked for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lucid._gpu import cublaslt
 from lucid._gpu.activation import bias_activation
 from lucid._gpu.columns import NONE, sums_behind
 from lucid._gpu.runtime import Array, contiguous, empty, gemm, rows_contiguous, xp
@@ -27,6 +28,10 @@ def forward(
     begin, end = columns or (0, weight.shape[0])
     x, weight = rows_contiguous(x), rows_contiguous(weight)
     number = NONE if activation is None else numbers[activation]
+    if bias is not None and residual is None and number == NONE:
+        y = cublaslt.product(x, weight[begin:end], contiguous(bias[begin:end]))
+        if y is not None:
+            return y, (x, weight, True, False, number, (begin, end), None) if keep else None
     z = gemm(x, weight[begin:end], transpose_b=True)
     # With a tape, backward reads what goes into the activation.
     before, y = (z, empty(z.shape, z.dtype)) if keep and number != NONE else (None, z)
@@ -39,10 +44,14 @@ def forward(
 def backward(saved: tuple[Any, ...], d_y: Array) -> tuple[Any, ...]:
     """Return the gradients of x, weight, bias and residual; those of weight and bias are float32, zero outside of `columns`."""
     x, weight, has_bias, has_residual, activation, (begin, end), before = saved
-    d_z, d_bias = sums_behind(before, d_y, activation, has_sum=has_bias) if d_y.size else (d_y, _zeros(has_bias, end - begin))
-    d_x = gemm(d_z, weight[begin:end])
+    d_y = rows_contiguous(d_y)
     d_weight = (empty if end - begin == len(weight) else xp.zeros)(weight.shape, np.float32)
-    gemm(d_z, x, d_weight[begin:end], transpose_a=True)
+    d_bias = cublaslt.weight_gradient(d_y, x, d_weight[begin:end]) if has_bias and before is None else None
+    d_z = d_y
+    if d_bias is None:
+        d_z, d_bias = sums_behind(before, d_y, activation, has_sum=has_bias) if d_y.size else (d_y, _zeros(has_bias, end - begin))
+        gemm(d_z, x, d_weight[begin:end], transpose_a=True)
+    d_x = gemm(d_z, weight[begin:end])
     if d_bias is not None and end - begin != len(weight):
         d_bias, part = xp.zeros(len(weight), np.float32), d_bias
         d_bias[begin:end] = part

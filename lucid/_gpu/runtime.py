@@ -49,6 +49,9 @@ class Backend(Protocol):
     def memory(self) -> tuple[int, int]:
         """Return how many bytes are free, and how many there are."""
 
+    def stream(self) -> tuple[int, int]:
+        """Return the number of the device, and the address of the stream that work is queued on."""
+
 
 class CuPy:
     """CuPy on the current CUDA device."""
@@ -97,16 +100,16 @@ class CuPy:
             k,
             one,
             b.data.ptr,
-            _CUDA_TYPES[b.dtype.name],
+            CUDA_TYPES[b.dtype.name],
             row_stride(b),
             a.data.ptr,
-            _CUDA_TYPES[a.dtype.name],
+            CUDA_TYPES[a.dtype.name],
             row_stride(a),
             add,
             out.data.ptr,
-            _CUDA_TYPES[out.dtype.name],
+            CUDA_TYPES[out.dtype.name],
             row_stride(out),
-            _COMPUTE_32F,
+            COMPUTE_32F,
             _GEMM_DEFAULT,
         )
 
@@ -138,9 +141,13 @@ class CuPy:
         free, n_bytes = self.xp.cuda.runtime.memGetInfo()
         return free + pool.free_bytes(), pool.get_limit() or n_bytes
 
+    def stream(self) -> tuple[int, int]:
+        """Return the number of the current device, and the address of its current stream."""
+        return self.xp.cuda.runtime.getDevice(), self.xp.cuda.get_current_stream().ptr
 
-_CUDA_TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}  # cudaDataType
-_COMPUTE_32F, _GEMM_DEFAULT = 68, -1  # cublasComputeType_t: sums in float32, no TF32; cublasGemmAlgo_t
+
+CUDA_TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}  # cudaDataType
+COMPUTE_32F, _GEMM_DEFAULT = 68, -1  # cublasComputeType_t: sums in float32, no TF32; cublasGemmAlgo_t
 
 _backend: Backend | None = None
 _lock = threading.Lock()
@@ -195,6 +202,16 @@ def status() -> str:
 def memory() -> tuple[int, int]:
     """Return how many bytes of the GPU are free, and how many there are."""
     return backend().memory()
+
+
+def stream() -> tuple[int, int]:
+    """Return the number of the device, and the address of the stream that work is queued on."""
+    return backend().stream()
+
+
+def address(array: Array) -> int:
+    """Return where an array begins in the GPU's memory."""
+    return int(array.data.ptr)
 
 
 def dtype_of(name: str) -> np.dtype[Any]:

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import run as running
 from benchmarks.gpu import worker
-from benchmarks.gpu.cases import H100, OURS, SIDES, Ceilings, arithmetic_floor, cases, n_parameters, serial_floor
+from benchmarks.gpu.cases import H100, LIBRARIES, ON_REQUEST, OURS, SIDES, Ceilings, arithmetic_floor, cases, n_parameters, serial_floor
 from benchmarks.gpu.report import markdown, summary
 from benchmarks.gpu.results import CaseResult, Results, Row
 from benchmarks.gpu.run import WrongAnswerError, check, distances
@@ -216,7 +216,8 @@ class Puppet:
             np.savez(arguments["path"], loss=11.0 if self.name in self.wrong else 10.0)
         if do == "kernels":
             return {"kernels": [["gemm", 3, 0.5]]}
-        return {"seconds": [0.2, 0.1, 0.3], "peak_bytes": 7}
+        libraries = ["cudnn: attention"] if self.name == LIBRARIES else []
+        return {"seconds": [0.2, 0.1, 0.3], "peak_bytes": 7, "libraries": libraries}
 
 
 @pytest.fixture
@@ -248,6 +249,17 @@ def test_all_that_are_right_take_turns(puppets: type[Puppet], setting: Setting) 
     assert answering[:5] == ["reference", "lucid-float32", "lucid", "eager", "eager-rows"]
     assert set(answering[5:]) == {"compile", "compile-rows"}
     assert "gemm" in markdown(results)
+
+
+def test_libraries_are_timed_if_they_are_asked_for(puppets: type[Puppet], setting: Setting, tmp_path: Path) -> None:
+    arguments = ["--quick", "--cases", "scoring", "--sides", "lucid", "--cache", str(setting.folder.parent), "--out", str(tmp_path)]
+    assert command.main(arguments) == 0
+    assert (LIBRARIES, "turn") not in puppets.said
+    assert command.main([*arguments, "--libraries"]) == 0
+    assert (LIBRARIES, "turn") in puppets.said
+    text = (tmp_path / "gpu.md").read_text()
+    assert f"lucid / {LIBRARIES}" in text
+    assert "what libraries did\n\n- cudnn: attention" in text
 
 
 def test_a_side_that_is_wrong_is_not_timed(puppets: type[Puppet], setting: Setting) -> None:
@@ -301,7 +313,7 @@ def test_an_unknown_name_is_refused_with_those_there_are(arguments: list[str], c
 
 def test_the_help_names_every_case_and_side() -> None:
     text = command.parser().format_help()
-    assert all(f"\n  {name} " in text for name in (*cases(), *SIDES))
+    assert all(f"\n  {name} " in text for name in (*cases(), *SIDES, *ON_REQUEST))
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

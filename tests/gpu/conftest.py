@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gpu.emulator import Emulator, has_compiler
-from lucid._gpu import runtime
+from lucid._gpu import libraries, runtime
 
 _emulators: list[Emulator] = []
 IS_REQUIRED = os.environ.get("LUCID_REQUIRE_GPU", "0") == "1"
@@ -44,6 +44,12 @@ def emulated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     yield emulator
     emulator.is_reversed = False
     runtime.set_backend(before)
+
+
+@pytest.fixture(autouse=True)
+def no_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without NVIDIA's libraries, whatever the environment asks for; what is tested here is lucid's own."""
+    monkeypatch.delenv(libraries.SWITCH, raising=False)
 
 
 @pytest.fixture

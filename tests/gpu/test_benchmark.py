@@ -1,5 +1,6 @@
 """lucid's side of `benchmarks.gpu` on the emulated GPU: what a run on a real one calls, calls that are there."""
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +12,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the suite of benchmarks stands beside the package
 
 import lucid
+from benchmarks.gpu.cases import LIBRARIES
 from benchmarks.gpu.run import check, distances
 from benchmarks.gpu.sides import Lucid
 from benchmarks.peers import Setting
 from benchmarks.texts import N_WORDS
 from benchmarks.workloads import Case, Task
 from gpu.emulator import Emulator
+from lucid._gpu.libraries import CUBLASLT, CUDNN, SWITCH
 from lucid.models import BERTConfig, BERTForMaskedLM
 
 
@@ -64,4 +67,22 @@ def test_answers_are_the_cpus(task: Task, dtype: str, setting: Setting, emulated
     assert on_gpu.seconds([begin, on_gpu.mark(), on_gpu.mark()]) == [1.0, 1.0]
     assert found.device == "gpu" and np.isfinite(found.numpy()).all()
     assert on_gpu.peak_bytes() == 5
+    assert on_gpu.libraries() == []
     on_gpu.release()
+
+
+def test_a_side_without_the_libraries_it_is_called_after_fails(
+    setting: Setting, emulated: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SWITCH, "0")  # it sets it
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=None, get_default_memory_pool=lambda: None))
+    for name in ("nvmath.bindings", "cudnn"):
+        monkeypatch.setitem(sys.modules, name, None)
+    side = Lucid(LIBRARIES, setting, is_on_gpu=True)
+    assert os.environ[SWITCH] == "1"
+    side.prepare(Case("2", Task.ENCODE, (3, 5)))
+    with pytest.warns(UserWarning, match="is not used for"):
+        side.answer()
+    with pytest.raises(RuntimeError, match=r"no library could be used: cublaslt: not .*product.*; cudnn: not .*attention.*cudnn"):
+        side.libraries()
+    CUBLASLT.forget(), CUDNN.forget()

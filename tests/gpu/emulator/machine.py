@@ -55,6 +55,10 @@ class Emulator:
         """Return free bytes and all bytes."""
         return self.xp.n_free, self.xp.n_bytes
 
+    def stream(self) -> tuple[int, int]:
+        """Return the first device, and the default stream."""
+        return 0, 0
+
     def launch(self, source: str, kernel: str, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int) -> None:
         """Run a kernel; see `lucid._gpu.runtime.launch`.
 
