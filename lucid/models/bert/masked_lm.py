@@ -13,13 +13,14 @@ from lucid.models.bert.backbone import BERT, Trace, check_table, make_trace, res
 from lucid.models.bert.config import BERTConfig
 from lucid.models.bert.fill_mask import FillMask
 from lucid.models.bert.packing import PackedBatch, TokenRows, attention_cells, flags, integers, want_range
+from lucid.models.bert.room import room_for
 from lucid.models.bert.texts import TextMethods
 from lucid.models.pretrained import PretrainedModel
 from lucid.nn import Embedding, LayerNorm, Linear, Module, Parameter, init
 from lucid.ops.decoder import decoder_cross_entropy, decoder_loss, decoder_top_k
 from lucid.ops.linear import linear
 from lucid.ops.mlm_mask import mlm_mask
-from lucid.ops.op import want_integer
+from lucid.ops.op import Op, want_integer
 from lucid.ops.reshape import reshape
 from lucid.ops.rows import scatter_rows
 from lucid.random import resolve_seed
@@ -121,7 +122,8 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
         """
         batch = self.bert.pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed)
         trace = make_trace(output_hidden_states, output_attentions)
-        logits = unpack(self.cls.predictions.decoder(self._transformed(batch, None, trace)), batch)
+        with room_for(self, batch, has_logits=True):
+            logits = unpack(self.cls.predictions.decoder(self._transformed(batch, None, trace)), batch)
         if trace is None:
             return logits
         return MaskedLMOutput(logits, trace.hidden_states if output_hidden_states else None, trace.attentions)
@@ -179,26 +181,27 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
     def loss_of(self, batch: PackedBatch, rows: TokenRows, labels: Any, reduction: str) -> Tensor:
         """Return the mean or the sum of the cross-entropy of `rows`, for int32 labels (P,)."""
         divisor = max(1, len(labels)) if reduction == "mean" else 1
-        x, has_d_weight = self._transformed(batch, rows), self.cls.predictions.decoder.weight.requires_grad
-        return apply(decoder_loss, x, *self._decoder(), labels=labels, divisor=divisor, has_d_weight=has_d_weight)  # type: ignore[no-any-return]
+        return self._asked(decoder_loss, batch, rows, labels=labels, divisor=divisor)
 
     def losses_of(self, batch: PackedBatch, rows: TokenRows, labels: Any) -> Tensor:
         """Return the cross-entropy of each of `rows`, (P,), for int32 labels (P,)."""
-        x, has_d_weight = self._transformed(batch, rows), self.cls.predictions.decoder.weight.requires_grad
-        return apply(decoder_cross_entropy, x, *self._decoder(), labels=labels, has_d_weight=has_d_weight)  # type: ignore[no-any-return]
+        return self._asked(decoder_cross_entropy, batch, rows, labels=labels)
 
-    def _decoder(self) -> tuple[Any, Any]:
+    def _asked(self, op: Op, batch: PackedBatch, rows: TokenRows, **params: Any) -> Tensor:
         decoder = self.cls.predictions.decoder
-        return decoder.value(decoder.weight, packed=True), decoder.value(decoder.bias)
+        with room_for(self, batch, rows):
+            x, weight, bias = self._transformed(batch, rows), decoder.value(decoder.weight, packed=True), decoder.value(decoder.bias)
+            return apply(op, x, weight, bias, has_d_weight=decoder.weight.requires_grad, **params)  # type: ignore[no-any-return]
 
     @no_grad()
     def losses_and_guesses(self, batch: PackedBatch, rows: TokenRows, labels: Any) -> tuple[Any, Any]:
         """Return the cross-entropy of each of `rows` and its likeliest word, as arrays (P,), from one pass through the encoder."""
         decoder = self.cls.predictions.decoder
         weight, bias = decoder.value(decoder.weight, packed=True), decoder.value(decoder.bias)
-        x = self._transformed(batch, rows)
-        losses = apply(decoder_cross_entropy, x, weight, bias, labels=labels)
-        _, ids, _ = apply(decoder_top_k, x, decoder.weight.packed(), decoder.bias, k=1)
+        with room_for(self, batch, rows):
+            x = self._transformed(batch, rows)
+            losses = apply(decoder_cross_entropy, x, weight, bias, labels=labels)
+            _, ids, _ = apply(decoder_top_k, x, decoder.weight.packed(), decoder.bias, k=1)
         return losses.numpy(), ids.numpy()[:, 0]
 
     def _labelled(self, batch: PackedBatch, labels: Any, ignore_index: int) -> tuple[TokenRows, Any]:
@@ -301,7 +304,7 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
     def top_k(self, batch: PackedBatch, rows: TokenRows, k: int) -> tuple[Any, Any, Any]:
         """Return the k best words of `rows`: logits (P, k), ids (P, k) and log-sum-exp (P,), as arrays."""
         decoder = self.cls.predictions.decoder
-        with no_grad():
+        with room_for(self, batch, rows):
             x = self._transformed(batch, rows)
             values, ids, lse = apply(decoder_top_k, x, decoder.value(decoder.weight, packed=True), decoder.bias, k=k)
         return values.numpy(), ids.numpy(), lse.numpy()
@@ -310,7 +313,7 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
     def logits_of(self, batch: PackedBatch, rows: TokenRows, words: Any) -> tuple[Any, Any]:
         """Return the logits of some words, (P, len(words)), and log-sum-exp over all words, (P,), for `rows`."""
         decoder = self.cls.predictions.decoder
-        with no_grad():
+        with room_for(self, batch, rows):
             weight = decoder.weight.packed()
             x = self._transformed(batch, rows)
             _, _, lse = apply(decoder_top_k, x, weight, decoder.bias, k=1)
