@@ -43,6 +43,9 @@ class Backend(Protocol):
     def read_later(self, array: Array) -> Callable[[], np.ndarray[Any, Any]]:
         """Start copying an array to the host."""
 
+    def device(self) -> int:
+        """Return the number of the device that is used now."""
+
     def status(self) -> str:
         """Say what device there is."""
 
@@ -61,7 +64,7 @@ class CuPy:
 
     def launch(self, source: str, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], shared: int) -> None:
         """Run a kernel on the current stream; it is compiled when it is first used on a device."""
-        key = (self.xp.cuda.runtime.getDevice(), source, kernel)
+        key = (self.device(), source, kernel)
         function = self._kernels.get(key)
         if function is None:
             module = self.xp.RawModule(code=source_text(source), options=self._options(), name_expressions=[kernel])
@@ -125,10 +128,15 @@ class CuPy:
 
         return wait
 
+    def device(self) -> int:
+        """Return the number of the device that is used now."""
+        number: int = self.xp.cuda.runtime.getDevice()
+        return number
+
     def status(self) -> str:
         """Name the GPU, and the versions of CuPy and CUDA."""
         runtime = self.xp.cuda.runtime
-        name = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
+        name = runtime.getDeviceProperties(self.device())["name"].decode()
         version = runtime.runtimeGetVersion()
         return f"{name}, CuPy {self.xp.__version__}, CUDA {version // 1000}.{version % 1000 // 10}"
 
@@ -234,18 +242,18 @@ def rows_contiguous(array: Array) -> Array:
     return contiguous(array)
 
 
-_placed: dict[int, tuple[Any, Array, Array]] = {}
+_placed: dict[tuple[int, int], tuple[Any, Array, Array]] = {}
 
 
 def place(array: Array) -> Array:
     """Return a small array of indices on the GPU: itself if it is there, else a copy.
 
     The layers of a model are handed the same arrays over and over: the copy is kept while the array lives, and used again
-    if the array's values are the same.
+    on the same device if the array's values are the same.
     """
     if not isinstance(array, np.ndarray):
         return array
-    key = id(array)
+    key = backend().device(), id(array)
     held = _placed.get(key)
     if held is not None and held[0]() is array and np.array_equal(held[1], array):
         return held[2]

@@ -154,6 +154,18 @@ def test_small_arrays_are_copied_once(emulated: Emulator) -> None:
     assert np.array_equal(runtime.place(host).get(), host)
 
 
+def test_each_gpu_has_its_own_copy_of_small_arrays(emulated: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = np.arange(5, dtype=np.int32)
+    copies = []
+    for number in (0, 1, 0, 1):
+        monkeypatch.setattr(emulated, "number", number)
+        copies.append(runtime.place(host))
+    assert copies[0] is copies[2] is not copies[1] is copies[3]
+    n_held = len(runtime._placed)
+    del host
+    assert len(runtime._placed) == n_held - 2  # both go with the array
+
+
 @pytest.mark.parametrize("beta", [0.0, 1.0, 0.5])
 @pytest.mark.parametrize("transpose_a", [False, True])
 @pytest.mark.parametrize("transpose_b", [False, True])

@@ -48,6 +48,11 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> CuPy:
     return backend
 
 
+def test_the_device_is_cupys(cupy: CuPy) -> None:
+    cupy.xp.cuda.runtime.getDevice = lambda: 3
+    assert cupy.device() == 3
+
+
 @pytest.mark.parametrize("beta", [0.0, 1.0, 0.5])
 @pytest.mark.parametrize("dtypes", [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float16", "float32")])
 @pytest.mark.parametrize("is_strided", [False, True])

@@ -38,6 +38,7 @@ class Emulator:
     is_reversed : bool. Run blocks and threads in the other order, each warp as far ahead as it may, and copy to shared memory at
         once: no result may depend on it.
     n_launches : int
+    number : int. Which of several GPUs is used now.
     """
 
     def __init__(self, folder: Path, sources: Path = FOLDER) -> None:
@@ -45,7 +46,12 @@ class Emulator:
         self.xp = ArrayModule()
         self.is_reversed = False
         self.n_launches = 0
+        self.number = 0
         self._libraries: dict[str, tuple[ctypes.CDLL, tuple[str, ...]]] = {}
+
+    def device(self) -> int:
+        """Return the number of the GPU that is used now."""
+        return self.number
 
     def status(self) -> str:
         """Name the GPU."""
