@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from lucid.device import is_on_gpu, on_host
-from lucid.ops.op import Array, Op, RowsGradient
+from lucid.ops.op import Array, Form, Op, RowsGradient, want_gradient
 from lucid.tensor import Tensor
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -96,6 +96,7 @@ class Node:
     name : str. The operation's.
     backward : the kernel's, or of a recomputed function; None once it has run
     saved : what backward reads; dropped once it has run
+    result : shape, type and device of the result, which the gradient that arrives must have
     targets : for each input where its gradient goes: the node that made it, itself if it is a leaf, None if
         it wants none; dropped once backward has run
     parameters : those among the inputs, and their versions at the time
@@ -107,6 +108,7 @@ class Node:
     name: str
     backward: Callable[[Any, Array], Any] | None
     saved: Any
+    result: Form
     targets: tuple[Node | Tensor | None, ...]
     parameters: tuple[tuple[Tensor, int], ...]
     is_fresh: bool = False
@@ -125,11 +127,13 @@ class Node:
     def run(self, d_out: Array) -> list[tuple[Node | Tensor, Array | RowsGradient]]:
         """Run backward, once; return the gradients with their targets, and forget everything else."""
         assert self.backward is not None
+        want_gradient(self.name, d_out, self.result)
         gradients = self.backward(self.saved, d_out)
         # Fewer gradients than inputs: the inputs behind have none.
         pairs = zip(self.targets, gradients, strict=False)
         arrived = [(target, d_x) for target, d_x in pairs if target is not None and d_x is not None]
-        self.backward, self.saved, self.targets, self.parameters, self.within = None, None, (), (), nullcontext
+        self.backward, self.saved, self.targets, self.parameters = None, None, (), ()
+        self.within = nullcontext
         return arrived
 
 
@@ -166,7 +170,7 @@ def _record(
     targets = tuple((x.node or x) if x is not None and x.requires_grad else None for x in tensors)
     # Those without requires_grad as well: their values were saved, too.
     parameters = tuple((x, int(x.version)) for x in tensors if x is not None and hasattr(x, "version"))
-    out.node = Node(next(_numbers), name, backward, saved, targets, parameters, is_fresh, _recording.within)
+    out.node = Node(next(_numbers), name, backward, saved, Form.of(out.array), targets, parameters, is_fresh, _recording.within)
     out.requires_grad = True
 
 

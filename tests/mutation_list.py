@@ -329,6 +329,7 @@ MUTATIONS: list[Mutation] = [
         TAPE,
         a_second_way_back_lost=("waiting[target] = waiting[target] + _dense(d_x)", "waiting[target] = _dense(d_x)"),
         used_twice=("self.backward, self.saved, self.targets, self.parameters = None, None, (), ()", "pass"),
+        any_gradient_taken=("want_gradient(self.name, d_out, self.result)", "pass"),
         versions_not_looked_at=("if parameter.version != version:", "if False:"),
         frozen_versions_not_looked_at=(
             "for x in tensors if x is not None and hasattr",

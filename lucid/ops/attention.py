@@ -123,7 +123,6 @@ def _forward(
 def _backward(saved: tuple[Any, ...], d_out: Array) -> tuple[Array, ...]:
     queries, keys_values, query_starts, starts, n_heads, lse, dropout = saved
     q, k, v = _split(queries, keys_values)
-    want("attention", "d_out", d_out, np.float32, q.shape)
     d_queries = empty(queries.shape)
     d_keys_values = None if keys_values is None else empty(keys_values.shape)
     kernels.attention_backward(

@@ -80,7 +80,6 @@ def _spread(
 def _cross_entropy_backward(saved: tuple[Any, ...], d_losses: Array) -> tuple[Any, ...]:
     """With d = (softmax - onehot) * d_losses, a block of words at a time: d_x = d . W, d_W = dᵀ . x, d_b = sum_p d."""
     x, weight, bias, labels, lse, has_d_weight = saved
-    want("decoder_cross_entropy", "d_losses", d_losses, np.float32, lse.shape)
     d_losses = np.ascontiguousarray(d_losses)
     row_major = weight.unpack() if isinstance(weight, PackedWeight) else weight
     d_x = empty(x.shape)
@@ -147,7 +146,6 @@ def _logits(
 
 
 def _loss_backward(saved: tuple[Array, Array | None, Array | None], d_y: Array) -> tuple[Array | None, ...]:
-    want("decoder_loss", "d_y", d_y, np.float32, ())
     for gradient in saved:
         if gradient is not None and d_y != 1:
             gradient *= d_y  # in place: the tape runs a backward once

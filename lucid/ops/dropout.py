@@ -29,7 +29,6 @@ def _forward(x: Array, *, p: float, seed: int, stream: int, columns: Array, exam
 
 
 def _backward(saved: dict[str, Any], d_y: Array) -> tuple[Array]:
-    want("dropout", "d_y", d_y, np.float32, (len(saved["columns"]), None))
     # The same numbers are dropped, the others scaled alike: the mask is named, not stored.
     return (_forward(d_y, **saved, keep=False)[0],)
 
