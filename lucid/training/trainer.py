@@ -50,7 +50,7 @@ class _Loss:
 
 @dataclass(frozen=True, slots=True)
 class _Unread:
-    """A step whose loss and norm nobody has read: where it began, its batches, their losses, and its rate."""
+    """A step whose losses and norm nobody has read, and what else a `Step` is made of."""
 
     place: Place
     batches: list[Batch]
@@ -80,8 +80,8 @@ class Trainer:
 
     Notes
     -----
-    On the GPU, nothing waits for a step before the next one has been asked for: its loss, its norm and whether they are finite are read
-    one step late. Before one that is not finite, weights stay as they are, since AdamW looks there.
+    On the GPU, loss and norm of a step are read one step late, when all of the next one has been asked for, so that nothing waits. A step
+    that is not finite changes nothing in any case: AdamW looks at the norm there.
 
     Weights, moments, `place`, `losses` and gradients are all there is: two trainers that agree in them go on alike, bit for bit.
     """
