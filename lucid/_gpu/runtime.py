@@ -43,14 +43,14 @@ class Backend(Protocol):
     def read_later(self, array: Array) -> Callable[[], np.ndarray[Any, Any]]:
         """Start copying an array to the host."""
 
-    def device(self) -> int:
-        """Return the number of the device that is used now."""
-
     def status(self) -> str:
         """Say what device there is."""
 
     def memory(self) -> tuple[int, int]:
         """Return how many bytes are free, and how many there are."""
+
+    def stream(self) -> tuple[int, int]:
+        """Return the number of the device, and the address of the stream that work is queued on."""
 
 
 class CuPy:
@@ -64,7 +64,7 @@ class CuPy:
 
     def launch(self, source: str, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], shared: int) -> None:
         """Run a kernel on the current stream; it is compiled when it is first used on a device."""
-        key = (self.device(), source, kernel)
+        key = (self.xp.cuda.runtime.getDevice(), source, kernel)
         function = self._kernels.get(key)
         if function is None:
             module = self.xp.RawModule(code=source_text(source), options=self._options(), name_expressions=[kernel])
@@ -128,15 +128,10 @@ class CuPy:
 
         return wait
 
-    def device(self) -> int:
-        """Return the number of the device that is used now."""
-        number: int = self.xp.cuda.runtime.getDevice()
-        return number
-
     def status(self) -> str:
         """Name the GPU, and the versions of CuPy and CUDA."""
         runtime = self.xp.cuda.runtime
-        name = runtime.getDeviceProperties(self.device())["name"].decode()
+        name = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
         version = runtime.runtimeGetVersion()
         return f"{name}, CuPy {self.xp.__version__}, CUDA {version // 1000}.{version % 1000 // 10}"
 
@@ -145,6 +140,10 @@ class CuPy:
         pool = self.xp.get_default_memory_pool()
         free, n_bytes = self.xp.cuda.runtime.memGetInfo()
         return free + pool.free_bytes(), pool.get_limit() or n_bytes
+
+    def stream(self) -> tuple[int, int]:
+        """Return the number of the current device, and the address of its current stream."""
+        return self.xp.cuda.runtime.getDevice(), self.xp.cuda.get_current_stream().ptr
 
 
 _CUDA_TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}  # cudaDataType
@@ -242,18 +241,18 @@ def rows_contiguous(array: Array) -> Array:
     return contiguous(array)
 
 
-_placed: dict[tuple[int, int], tuple[Any, Array, Array]] = {}
+_placed: dict[tuple[int, int, int], tuple[Any, Array, Array]] = {}
 
 
 def place(array: Array) -> Array:
     """Return a small array of indices on the GPU: itself if it is there, else a copy.
 
     The layers of a model are handed the same arrays over and over: the copy is kept while the array lives, and used again
-    on the same device if the array's values are the same.
+    if the array's values are the same: on the same device, and on the same stream, since another would not wait for it.
     """
     if not isinstance(array, np.ndarray):
         return array
-    key = backend().device(), id(array)
+    key = (*backend().stream(), id(array))
     held = _placed.get(key)
     if held is not None and held[0]() is array and np.array_equal(held[1], array):
         return held[2]

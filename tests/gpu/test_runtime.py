@@ -48,9 +48,10 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> CuPy:
     return backend
 
 
-def test_the_device_is_cupys(cupy: CuPy) -> None:
+def test_the_stream_is_cupys(cupy: CuPy) -> None:
     cupy.xp.cuda.runtime.getDevice = lambda: 3
-    assert cupy.device() == 3
+    cupy.xp.cuda.get_current_stream = lambda: SimpleNamespace(ptr=77)
+    assert cupy.stream() == (3, 77)
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, 0.5])

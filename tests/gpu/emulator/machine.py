@@ -38,7 +38,6 @@ class Emulator:
     is_reversed : bool. Run blocks and threads in the other order, each warp as far ahead as it may, and copy to shared memory at
         once: no result may depend on it.
     n_launches : int
-    number : int. Which of several GPUs is used now.
     """
 
     def __init__(self, folder: Path, sources: Path = FOLDER) -> None:
@@ -46,12 +45,7 @@ class Emulator:
         self.xp = ArrayModule()
         self.is_reversed = False
         self.n_launches = 0
-        self.number = 0
         self._libraries: dict[str, tuple[ctypes.CDLL, tuple[str, ...]]] = {}
-
-    def device(self) -> int:
-        """Return the number of the GPU that is used now."""
-        return self.number
 
     def status(self) -> str:
         """Name the GPU."""
@@ -60,6 +54,10 @@ class Emulator:
     def memory(self) -> tuple[int, int]:
         """Return free bytes and all bytes."""
         return self.xp.n_free, self.xp.n_bytes
+
+    def stream(self) -> tuple[int, int]:
+        """Return the first device, and the default stream."""
+        return 0, 0
 
     def launch(self, source: str, kernel: str, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int) -> None:
         """Run a kernel; see `lucid._gpu.runtime.launch`.
