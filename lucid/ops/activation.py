@@ -1,12 +1,11 @@
 """Activations, element by element: GELU in both forms, ReLU, SiLU, tanh."""
 
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op, empty, stored_type
+from lucid.ops.op import Array, Kernel, Op, empty, on_gpu, stored_type
 from lucid.threads import threads_for
 
 ACTIVATIONS = {
@@ -50,11 +49,5 @@ def _backward(saved: tuple[Array, str], d_y: Array) -> tuple[Array]:
     return (d_x,)
 
 
-def _on_gpu() -> Kernel:
-    from lucid._gpu import activation as gpu
-
-    return Kernel(partial(gpu.forward, numbers={**ACTIVATIONS, **ELEMENTARY}), gpu.backward)
-
-
-activation = Op("activation", _check, cpu=Kernel(_forward, _backward), gpu=_on_gpu)
+activation = Op("activation", _check, cpu=Kernel(_forward, _backward), gpu=on_gpu("activation", numbers={**ACTIVATIONS, **ELEMENTARY}))
 """y = f(x), for a float32 array of any shape; ``name`` is a key of `ACTIVATIONS`."""

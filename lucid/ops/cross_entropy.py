@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op, empty, stored_type, want, want_ids, want_integer
+from lucid.ops.op import Array, Kernel, Op, empty, on_gpu, stored_type, want, want_ids, want_integer
 from lucid.threads import threads_for
 
 
@@ -41,13 +41,7 @@ def _backward(saved: tuple[Array, Array, Array], d_losses: Array) -> tuple[Array
     return (d_logits,)
 
 
-def _on_gpu() -> Kernel:
-    from lucid._gpu import cross_entropy as gpu
-
-    return Kernel(gpu.forward, gpu.backward, is_fresh=True)
-
-
-cross_entropy = Op("cross_entropy", _check, cpu=Kernel(_forward, _backward), gpu=_on_gpu)
+cross_entropy = Op("cross_entropy", _check, cpu=Kernel(_forward, _backward), gpu=on_gpu("cross_entropy", is_fresh=True))
 """losses[p] = log(sum_j exp(logits[p, j])) - logits[p, labels[p]]; 0 where the label is `ignore_index`.
 
 Parameters

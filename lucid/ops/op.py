@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -108,6 +110,28 @@ class RowsGradient:
         total = np.zeros_like(self.values, shape=self.shape)
         total[self.rows] = self.values
         return total
+
+
+def on_gpu(
+    module: str, forward: str = "forward", backward: str | None = "backward", *, is_fresh: bool = False, **bound: Any
+) -> Callable[[], Kernel]:
+    """Return the thunk of an op's GPU kernel: functions of `lucid._gpu.<module>`, which is imported when the kernel is first asked for.
+
+    Parameters
+    ----------
+    module, forward, backward : str. `backward` is None where no gradient is defined.
+    is_fresh : bool. As for `Kernel`.
+    **bound
+        What forward is given as well: numbers and names that the GPU's side does not know.
+    """
+
+    @cache
+    def kernel() -> Kernel:
+        functions = import_module(f"lucid._gpu.{module}")
+        run, back = getattr(functions, forward), None if backward is None else getattr(functions, backward)
+        return Kernel(partial(run, **bound) if bound else run, back, is_fresh)
+
+    return kernel
 
 
 def want(op: str, name: str, array: Array, dtype: Any, shape: tuple[int | None, ...]) -> None:
