@@ -73,6 +73,8 @@ class Checkpoints:
         ------
         OSError
             It cannot be written. No other checkpoint was touched.
+        NonFiniteError
+            A step or a loss on the GPU, which nobody had read yet, is not finite.
         """
         trainer.settle()
         losses = trainer.losses  # of the GPU as well, before anything is written

@@ -18,6 +18,7 @@ from lucid.device import DeviceError
 from lucid.optim import NonFiniteError
 from lucid.training import Checkpoints, evaluate, load_model, loop, pretrain, restore
 from lucid.training import trainer as trainer_module
+from lucid.training.cost import measure_cost
 from lucid.training.run import Run, put_together
 
 
@@ -171,6 +172,24 @@ def test_a_gradient_that_is_not_finite(run: Run) -> None:
         trainer.take_step()
     assert all(np.array_equal(value, before[name]) for name, value in trainer.model.state_dict().items())
     assert (trainer.n_steps, trainer.place) == (0, Place())
+
+
+def test_a_dry_run_waits_for_its_steps(run: Run, emulated: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, n_waits = emulated.read_later, 0
+
+    def read_later(array: Any) -> Any:
+        read = real(array)
+
+        def wait() -> Any:
+            nonlocal n_waits
+            n_waits += 1
+            return read()
+
+        return wait
+
+    monkeypatch.setattr(emulated, "read_later", read_later)
+    assert measure_cost(run).seconds_per_step > 0
+    assert n_waits == 2 * (2 + 1)  # of two steps, with two losses and a norm each
 
 
 def test_nothing_is_asked(run: Run) -> None:

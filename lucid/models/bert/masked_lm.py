@@ -118,7 +118,7 @@ class BERTForMaskedLM(PretrainedModel, TextMethods, FillMask):
 
         Returns
         -------
-        logits : Tensor, float32, shape (B, S, V). Zeros at padding.
+        logits : Tensor, float32, or on the GPU the type of its matrices, shape (B, S, V). Zeros at padding.
         """
         batch = self.bert.pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed)
         trace = make_trace(output_hidden_states, output_attentions)
