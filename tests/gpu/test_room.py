@@ -66,10 +66,16 @@ def test_no_room_going_forward(emulated: Emulator, is_training: bool, call: Call
     call(model)  # types of the weights are made once
     whole = bytes_taken(emulated, lambda: call(model))
     is_recorded = is_training and call in (loss, losses, logits)
+    held = model.parameter_size * (4 + 2 + (12 if is_recorded else 0))
+    n_rows = {guesses: 20, logits: 20, some_logits: 3}.get(call, int((batch()["labels"] != -100).sum()))
+    fits = tokens_that_fit(
+        emulated.xp.n_bytes - held, model.config, 2, is_training=is_recorded, row_share=n_rows / 20, has_logits=call is logits
+    )
     for n_free in (1000, whole - 1):
         emulated.xp.n_free = n_free
-        with pytest.raises(DeviceMemoryError, match=NO_ROOM + (", and add gradients up" if is_recorded else "$")):
+        with pytest.raises(DeviceMemoryError, match=NO_ROOM + (", and add gradients up" if is_recorded else "$")) as error:
             call(model)
+        assert f"about {fits:,} tokens" in str(error.value)
 
 
 @pytest.mark.parametrize("is_recomputed", [False, True])
