@@ -11,15 +11,15 @@ from __future__ import annotations
 import inspect
 import itertools
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import ContextDecorator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ContextDecorator, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from lucid.device import is_on_gpu, on_host
-from lucid.ops.op import Array, Op, RowsGradient
+from lucid.ops.op import Array, Form, Op, RowsGradient, want_gradient
 from lucid.tensor import Tensor
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -27,11 +27,12 @@ _numbers = itertools.count()
 
 
 class _Recording(threading.local):
-    """Whether a thread records, and what it did before each `no_grad` that it is inside of."""
+    """Whether a thread records, what it did before each `no_grad` that it is inside of, and what backward is to run within."""
 
     def __init__(self) -> None:
         self.is_on = True
         self.before: list[bool] = []
+        self.within: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 _recording = _Recording()
@@ -75,6 +76,16 @@ class enable_grad(no_grad):
     _is_on = True
 
 
+@contextmanager
+def backward_within(context: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Let `backward` of what is recorded inside run within a context of its own, which may say its errors better."""
+    before, _recording.within = _recording.within, context
+    try:
+        yield
+    finally:
+        _recording.within = before
+
+
 @dataclass(slots=True, eq=False)
 class Node:
     """A recorded operation.
@@ -85,19 +96,23 @@ class Node:
     name : str. The operation's.
     backward : the kernel's, or of a recomputed function; None once it has run
     saved : what backward reads; dropped once it has run
+    result : shape, type and device of the result, which the gradient that arrives must have
     targets : for each input where its gradient goes: the node that made it, itself if it is a leaf, None if
         it wants none; dropped once backward has run
     parameters : those among the inputs, and their versions at the time
     is_fresh : of the kernel: a leaf may take a gradient for its own and add others into it
+    within : makes the context of `backward_within`; backward runs in that of the last node that has one
     """
 
     number: int
     name: str
     backward: Callable[[Any, Array], Any] | None
     saved: Any
+    result: Form
     targets: tuple[Node | Tensor | None, ...]
     parameters: tuple[tuple[Tensor, int], ...]
     is_fresh: bool = False
+    within: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def check(self) -> None:
         """Raise RuntimeError unless backward can run, and would see what forward saw."""
@@ -112,11 +127,13 @@ class Node:
     def run(self, d_out: Array) -> list[tuple[Node | Tensor, Array | RowsGradient]]:
         """Run backward, once; return the gradients with their targets, and forget everything else."""
         assert self.backward is not None
+        want_gradient(self.name, d_out, self.result)
         gradients = self.backward(self.saved, d_out)
         # Fewer gradients than inputs: the inputs behind have none.
         pairs = zip(self.targets, gradients, strict=False)
         arrived = [(target, d_x) for target, d_x in pairs if target is not None and d_x is not None]
         self.backward, self.saved, self.targets, self.parameters = None, None, (), ()
+        self.within = nullcontext
         return arrived
 
 
@@ -153,7 +170,7 @@ def _record(
     targets = tuple((x.node or x) if x is not None and x.requires_grad else None for x in tensors)
     # Those without requires_grad as well: their values were saved, too.
     parameters = tuple((x, int(x.version)) for x in tensors if x is not None and hasattr(x, "version"))
-    out.node = Node(next(_numbers), name, backward, saved, targets, parameters, is_fresh)
+    out.node = Node(next(_numbers), name, backward, saved, Form.of(out.array), targets, parameters, is_fresh, _recording.within)
     out.requires_grad = True
 
 
@@ -222,8 +239,10 @@ def backward(tensor: Tensor, gradient: Any = None) -> None:
         node.check()
     waiting: dict[Node, Array] = {tensor.node: gradient}
     del gradient
-    while nodes:  # popped, so that each node's arrays are free before the next one runs
-        _step_back(nodes.pop(), waiting)
+    within = next((node.within for node in reversed(nodes) if node.within is not nullcontext), nullcontext)
+    with within():
+        while nodes:  # popped, so that each node's arrays are free before the next one runs
+            _step_back(nodes.pop(), waiting)
 
 
 def _nodes_before(last: Node) -> list[Node]:

@@ -330,6 +330,7 @@ MUTATIONS: list[Mutation] = [
         TAPE,
         a_second_way_back_lost=("waiting[target] = waiting[target] + _dense(d_x)", "waiting[target] = _dense(d_x)"),
         used_twice=("self.backward, self.saved, self.targets, self.parameters = None, None, (), ()", "pass"),
+        any_gradient_taken=("want_gradient(self.name, d_out, self.result)", "pass"),
         versions_not_looked_at=("if parameter.version != version:", "if False:"),
         frozen_versions_not_looked_at=(
             "for x in tensors if x is not None and hasattr",
@@ -349,6 +350,23 @@ MUTATIONS: list[Mutation] = [
         gradients_of_others_written=("self._is_own_grad = False  # the array", "self._is_own_grad = value is not None  # the array"),
     ),
     *_of("lucid/ops/op.py", TAPE, rows_replace=("total[self.rows] += self.values", "total[self.rows] = self.values")),
+    # Training on the GPU, where nobody waits
+    *_of(
+        "lucid/training/trainer.py",
+        "tests/gpu/test_training.py",
+        "-k",
+        "emulated and (loss_that_is_not or read_when)",
+        loss_not_in_the_gradients=("loss.backward(loss.array * 0 + 1)", "loss.backward()"),
+        place_not_put_back=("self.place, self._losses, self._batches_of_step = last.place, [], []", "pass"),
+        read_at_once=("return before if self._is_late else self.take_step()", "return before or self.take_step()"),
+    ),
+    *_of(
+        "lucid/models/bert/room.py",
+        "tests/gpu/test_room.py",
+        way_back_forgotten=("with said(), backward_within(said):", "with said():"),
+        rows_forgotten=("len(rows.index)", "0"),
+        logits_forgotten=("(free - ROWS_AT_ONCE * of_logits) / of_token", "free / of_token"),
+    ),
     # The GPU's kernels, which the emulator runs
     *_of(
         "lucid/_gpu/norm.cuh",

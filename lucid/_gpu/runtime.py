@@ -251,18 +251,18 @@ def rows_contiguous(array: Array) -> Array:
     return contiguous(array)
 
 
-_placed: dict[int, tuple[Any, Array, Array]] = {}
+_placed: dict[tuple[int, int, int], tuple[Any, Array, Array]] = {}
 
 
 def place(array: Array) -> Array:
     """Return a small array of indices on the GPU: itself if it is there, else a copy.
 
     The layers of a model are handed the same arrays over and over: the copy is kept while the array lives, and used again
-    if the array's values are the same.
+    if the array's values are the same: on the same device, and on the same stream, since another would not wait for it.
     """
     if not isinstance(array, np.ndarray):
         return array
-    key = id(array)
+    key = (*backend().stream(), id(array))
     held = _placed.get(key)
     if held is not None and held[0]() is array and np.array_equal(held[1], array):
         return held[2]

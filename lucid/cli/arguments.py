@@ -1,9 +1,14 @@
 """Arguments that several commands share."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from lucid.models import BERTForMaskedLM
 
 Model = Annotated[
     str,
@@ -21,6 +26,25 @@ File = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a text.")]
 Field = Annotated[str, typer.Option("--field", help="Of JSON lines, the text.")]
 Threads = Annotated[int | None, typer.Option("--threads", "-t", min=1, max=1024, help="Threads; the default is every CPU allowed.")]
+Device = Annotated[str, typer.Option("--device", help="cpu or gpu.")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="On the GPU: float32, bfloat16 or float16. [dim]Default: float32.[/dim]")]
+
+
+def load_masked_lm(folder: str | Path, device: str, dtype: str | None, threads: int | None) -> BERTForMaskedLM:
+    """Return the model of a folder, where it is to run.
+
+    Raises
+    ------
+    DeviceError, ValueError
+        There is no such device here, which is found before the model is read; or no such type on it.
+    """
+    import lucid
+    from lucid.device import check_device
+    from lucid.models import BERTForMaskedLM
+
+    lucid.set_num_threads(threads)
+    found = check_device(device)
+    return BERTForMaskedLM.from_pretrained(folder).to(found, dtype)
 
 
 def lines_of(texts: list[str] | None, file: Path | None) -> Path | None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from lucid.cli.arguments import Field, Json, Threads
+from lucid.cli.arguments import Device, Dtype, Field, Json, Threads, load_masked_lm
 from lucid.cli.streams import to_json
 from lucid.hub import BUILTIN
 
@@ -25,6 +25,8 @@ def evaluate(
     mask_share: Annotated[float, typer.Option("--mask-share", help="Share of tokens that are asked for.")] = 0.15,
     field: Field = "text",
     as_json: Json = False,
+    device: Device = "cpu",
+    dtype: Dtype = None,
     threads: Threads = None,
 ) -> None:
     """Measure how well a model guesses masked words of a text.
@@ -40,10 +42,8 @@ def evaluate(
     """
     import math
 
-    import lucid
     from lucid.data import Masking, check_sources, find_sources, prepare_corpus
     from lucid.hub import checkpoint_folder
-    from lucid.models import BERTForMaskedLM
     from lucid.models.config_file import read_config
     from lucid.training.evaluate import evaluate
     from lucid.training.loop import model_of_run
@@ -55,8 +55,7 @@ def evaluate(
     check_sources(sources, field)
     folder = model_of_run(Path(model)) or checkpoint_folder(model)
     read_config(folder, add_pooling_layer=False)
-    lucid.set_num_threads(threads)
-    loaded = BERTForMaskedLM.from_pretrained(folder)
+    loaded = load_masked_lm(folder, device, dtype, threads)
     tokenizer = loaded.tokenizer
     if tokenizer is None:
         raise FileNotFoundError(f"{folder} has no tokenizer: copy the one that it was trained with there")

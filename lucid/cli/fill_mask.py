@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from lucid.cli.arguments import File, Json, Model, Threads, lines_of
+from lucid.cli.arguments import Device, Dtype, File, Json, Model, Threads, lines_of, load_masked_lm
 from lucid.cli.errors import say
 from lucid.cli.streams import Line, open_lines, run_stream, to_json
 from lucid.hub import BUILTIN
@@ -34,6 +34,8 @@ def fill_mask(
     joint: Annotated[bool, typer.Option("--joint", help="Fill the masks of a text together.")] = False,
     beam_width: Annotated[int, typer.Option("--beam-width", min=1, help="With --joint: fillings kept from mask to mask.")] = 8,
     as_json: Json = False,
+    device: Device = "cpu",
+    dtype: Dtype = None,
     threads: Threads = None,
 ) -> None:
     """Guess the words behind [MASK].
@@ -57,7 +59,7 @@ def fill_mask(
     """
     words = None if targets is None else _words(targets)
     with open_lines(lines_of(texts, file)) as stream:
-        masked_lm = _load(model, threads)
+        masked_lm = load_masked_lm(model, device, dtype, threads)
         settings: dict[str, Any] = {
             "top_k": top_k or (len(words) if words else 5),
             "targets": words,
@@ -96,14 +98,6 @@ def _answer(masked_lm: BERTForMaskedLM, texts: list[str], settings: dict[str, An
         return [masked_lm.fill_mask(texts[0], **settings)]
     fills: list[Any] = masked_lm.fill_mask(texts, **settings)
     return fills
-
-
-def _load(folder: str, threads: int | None) -> BERTForMaskedLM:
-    import lucid
-    from lucid.models import BERTForMaskedLM
-
-    lucid.set_num_threads(threads)
-    return BERTForMaskedLM.from_pretrained(folder)
 
 
 def _words(targets: str) -> list[str]:

@@ -84,9 +84,14 @@ class Parameter(Tensor):
         return view
 
     @property
+    def operand_type(self) -> np.dtype[Any]:
+        """The type of `operand`, which need not be there yet."""
+        return self.dtype if self._device == "cpu" or len(self._shape) < 2 else self._type
+
+    @property
     def operand(self) -> Any:
         """The values as operations read them: of a matrix on the GPU, in the type that `move` was given."""
-        if self._device == "cpu" or len(self._shape) < 2 or self._type == np.float32:
+        if self.operand_type == np.float32:
             return self.array
         with self._lock:
             if self._copy is None:

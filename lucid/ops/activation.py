@@ -1,12 +1,11 @@
 """Activations, element by element: GELU in both forms, ReLU, SiLU, tanh."""
 
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op, empty, stored_type, want
+from lucid.ops.op import Array, Kernel, Op, empty, on_gpu, stored_type
 from lucid.threads import threads_for
 
 ACTIVATIONS = {
@@ -43,7 +42,6 @@ def _forward(x: Array, *, name: str, keep: bool) -> tuple[Array, Any]:
 
 def _backward(saved: tuple[Array, str], d_y: Array) -> tuple[Array]:
     x, name = saved
-    want("activation", "d_y", d_y, np.float32, x.shape)
     d_x = empty(x.shape)
     kernels.activation_backward(
         np.ascontiguousarray(x).reshape(-1), np.ascontiguousarray(d_y).reshape(-1), d_x.reshape(-1), ACTIVATIONS[name], threads_for(x.size)
@@ -51,11 +49,5 @@ def _backward(saved: tuple[Array, str], d_y: Array) -> tuple[Array]:
     return (d_x,)
 
 
-def _on_gpu() -> Kernel:
-    from lucid._gpu import activation as gpu
-
-    return Kernel(partial(gpu.forward, numbers={**ACTIVATIONS, **ELEMENTARY}), gpu.backward)
-
-
-activation = Op("activation", _check, cpu=Kernel(_forward, _backward), gpu=_on_gpu)
+activation = Op("activation", _check, cpu=Kernel(_forward, _backward), gpu=on_gpu("activation", numbers={**ACTIVATIONS, **ELEMENTARY}))
 """y = f(x), for a float32 array of any shape; ``name`` is a key of `ACTIVATIONS`."""

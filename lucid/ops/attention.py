@@ -7,7 +7,7 @@ import numpy as np
 
 from lucid._ext import kernels
 from lucid.device import is_on_gpu
-from lucid.ops.op import Array, Kernel, Op, aligned, empty, rows_contiguous, stored_type, want, want_stream
+from lucid.ops.op import Array, Kernel, Op, aligned, empty, on_gpu, rows_contiguous, stored_type, want, want_stream
 from lucid.random import check_seed
 from lucid.threads import get_num_threads
 
@@ -123,7 +123,6 @@ def _forward(
 def _backward(saved: tuple[Any, ...], d_out: Array) -> tuple[Array, ...]:
     queries, keys_values, query_starts, starts, n_heads, lse, dropout = saved
     q, k, v = _split(queries, keys_values)
-    want("attention", "d_out", d_out, np.float32, q.shape)
     d_queries = empty(queries.shape)
     d_keys_values = None if keys_values is None else empty(keys_values.shape)
     kernels.attention_backward(
@@ -160,13 +159,7 @@ def _dropout_arguments(dropout: AttentionDropout | None) -> tuple[Any, ...]:
     return *(np.ascontiguousarray(aligned(place)) for place in places), dropout.seed, dropout.stream, dropout.p
 
 
-def _on_gpu() -> Kernel:
-    from lucid._gpu import attention as gpu
-
-    return Kernel(gpu.forward, gpu.backward, is_fresh=True)
-
-
-attention = Op("attention", _check, cpu=Kernel(_forward, _backward), gpu=_on_gpu)
+attention = Op("attention", _check, cpu=Kernel(_forward, _backward), gpu=on_gpu("attention", is_fresh=True))
 """softmax(Q . Kᵀ / sqrt(D)) . V for every head, each query over the keys of its own sequence.
 
 Parameters

@@ -6,7 +6,7 @@ import numpy as np
 
 from lucid.ops.attention import want_starts
 from lucid.ops.linear import linear
-from lucid.ops.op import Array, Kernel, Op, stored_type, want, want_ids
+from lucid.ops.op import Array, Kernel, Op, on_gpu, stored_type, want, want_ids
 
 
 def _check(qkv: Array, *, n_heads: int, starts: Array, columns: Array, length: int) -> None:
@@ -34,13 +34,7 @@ def _forward(qkv: Array, *, n_heads: int, starts: Array, columns: Array, length:
     return maps, None
 
 
-def _on_gpu() -> Kernel:
-    from lucid._gpu import attention_map as gpu
-
-    return Kernel(gpu.forward, None)
-
-
-attention_map = Op("attention_map", _check, cpu=Kernel(_forward, None), gpu=_on_gpu)
+attention_map = Op("attention_map", _check, cpu=Kernel(_forward, None), gpu=on_gpu("attention_map", backward=None))
 """softmax(Q . Kᵀ / sqrt(D)) as arrays of (query column, key column).
 
 Parameters

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op, empty, stored_type, want, want_ids, want_integer
+from lucid.ops.op import Array, Kernel, Op, empty, on_gpu, stored_type, want, want_ids, want_integer
 from lucid.threads import threads_for
 
 
@@ -34,7 +34,6 @@ def _forward(logits: Array, *, labels: Array, ignore_index: int = -100, keep: bo
 
 def _backward(saved: tuple[Array, Array, Array], d_losses: Array) -> tuple[Array]:
     logits, labels, lse = saved
-    want("cross_entropy", "d_losses", d_losses, np.float32, lse.shape)
     d_logits = empty(logits.shape)
     kernels.cross_entropy_backward(
         np.ascontiguousarray(logits), labels, lse, np.ascontiguousarray(d_losses), 0, d_logits, threads_for(logits.size)
@@ -42,13 +41,7 @@ def _backward(saved: tuple[Array, Array, Array], d_losses: Array) -> tuple[Array
     return (d_logits,)
 
 
-def _on_gpu() -> Kernel:
-    from lucid._gpu import cross_entropy as gpu
-
-    return Kernel(gpu.forward, gpu.backward, is_fresh=True)
-
-
-cross_entropy = Op("cross_entropy", _check, cpu=Kernel(_forward, _backward), gpu=_on_gpu)
+cross_entropy = Op("cross_entropy", _check, cpu=Kernel(_forward, _backward), gpu=on_gpu("cross_entropy", is_fresh=True))
 """losses[p] = log(sum_j exp(logits[p, j])) - logits[p, labels[p]]; 0 where the label is `ignore_index`.
 
 Parameters

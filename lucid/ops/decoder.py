@@ -6,7 +6,7 @@ import numpy as np
 
 from lucid._ext import kernels
 from lucid.ops.linear import PackedWeight, column_sum, linear, product, want_weight
-from lucid.ops.op import Array, Kernel, Op, empty, stored_type, want, want_ids
+from lucid.ops.op import Array, Kernel, Op, empty, on_gpu, stored_type, want, want_ids
 from lucid.ops.total import total, want_divisor
 from lucid.threads import get_num_threads, threads_for
 
@@ -80,7 +80,6 @@ def _spread(
 def _cross_entropy_backward(saved: tuple[Any, ...], d_losses: Array) -> tuple[Any, ...]:
     """With d = (softmax - onehot) * d_losses, a block of words at a time: d_x = d . W, d_W = dᵀ . x, d_b = sum_p d."""
     x, weight, bias, labels, lse, has_d_weight = saved
-    want("decoder_cross_entropy", "d_losses", d_losses, np.float32, lse.shape)
     d_losses = np.ascontiguousarray(d_losses)
     row_major = weight.unpack() if isinstance(weight, PackedWeight) else weight
     d_x = empty(x.shape)
@@ -147,7 +146,6 @@ def _logits(
 
 
 def _loss_backward(saved: tuple[Array, Array | None, Array | None], d_y: Array) -> tuple[Array | None, ...]:
-    want("decoder_loss", "d_y", d_y, np.float32, ())
     for gradient in saved:
         if gradient is not None and d_y != 1:
             gradient *= d_y  # in place: the tape runs a backward once
@@ -187,26 +185,11 @@ def _top_k(
     return (values, ids, lse), None
 
 
-def _cross_entropy_on_gpu() -> Kernel:
-    from lucid._gpu import decoder as gpu
-
-    return Kernel(gpu.cross_entropy, gpu.cross_entropy_gradients, is_fresh=True)
-
-
-def _loss_on_gpu() -> Kernel:
-    from lucid._gpu import decoder as gpu
-
-    return Kernel(gpu.loss, gpu.loss_gradients, is_fresh=True)
-
-
-def _top_k_on_gpu() -> Kernel:
-    from lucid._gpu import decoder as gpu
-
-    return Kernel(gpu.top_k, None)
-
-
 decoder_cross_entropy = Op(
-    "decoder_cross_entropy", _check_cross_entropy, cpu=Kernel(_cross_entropy, _cross_entropy_backward), gpu=_cross_entropy_on_gpu
+    "decoder_cross_entropy",
+    _check_cross_entropy,
+    cpu=Kernel(_cross_entropy, _cross_entropy_backward),
+    gpu=on_gpu("decoder", "cross_entropy", "cross_entropy_gradients", is_fresh=True),
 )
 """Cross-entropy of the logits x . Wᵀ + bias, made and used a block of words at a time.
 
@@ -230,7 +213,12 @@ TypeError, ValueError
     Dtypes or shapes do not agree.
 """
 
-decoder_loss = Op("decoder_loss", _check_loss, cpu=Kernel(_loss, _loss_backward, is_fresh=True), gpu=_loss_on_gpu)
+decoder_loss = Op(
+    "decoder_loss",
+    _check_loss,
+    cpu=Kernel(_loss, _loss_backward, is_fresh=True),
+    gpu=on_gpu("decoder", "loss", "loss_gradients", is_fresh=True),
+)
 """The sum of `decoder_cross_entropy` over all rows, divided by a number; with a tape, forward makes the gradients.
 
 Parameters
@@ -260,7 +248,7 @@ logits of some rows are there, instead of making these again in backward. Three 
 multiplies by the factor where it is not 1.
 """
 
-decoder_top_k = Op("decoder_top_k", _check_top_k, cpu=Kernel(_top_k, None), gpu=_top_k_on_gpu)
+decoder_top_k = Op("decoder_top_k", _check_top_k, cpu=Kernel(_top_k, None), gpu=on_gpu("decoder", "top_k", None))
 """The k largest of the logits x . Wᵀ + bias in every row; k = 1 is the arg-max.
 
 Parameters

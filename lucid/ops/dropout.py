@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op, empty, stored_type, want, want_stream
+from lucid.ops.op import Array, Kernel, Op, empty, on_gpu, stored_type, want, want_stream
 from lucid.random import check_seed
 from lucid.threads import threads_for
 
@@ -29,18 +29,11 @@ def _forward(x: Array, *, p: float, seed: int, stream: int, columns: Array, exam
 
 
 def _backward(saved: dict[str, Any], d_y: Array) -> tuple[Array]:
-    want("dropout", "d_y", d_y, np.float32, (len(saved["columns"]), None))
     # The same numbers are dropped, the others scaled alike: the mask is named, not stored.
     return (_forward(d_y, **saved, keep=False)[0],)
 
 
-def _on_gpu() -> Kernel:
-    from lucid._gpu import dropout as gpu
-
-    return Kernel(gpu.forward, gpu.backward)
-
-
-dropout = Op("dropout", _check, cpu=Kernel(_forward, _backward), gpu=_on_gpu)
+dropout = Op("dropout", _check, cpu=Kernel(_forward, _backward), gpu=on_gpu("dropout"))
 """y = x / (1 - p), or 0 with probability p.
 
 Parameters

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op, empty, stored_type, want
+from lucid.ops.op import Array, Kernel, Op, empty, on_gpu, stored_type, want
 from lucid.threads import threads_for
 
 
@@ -43,7 +43,6 @@ def _forward(x: Array, gain: Array, bias: Array, residual: Array | None = None, 
 
 def norm_backward(total: Array, gain: Array, mean: Array, rstd: Array, d_y: Array) -> tuple[Array, Array, Array]:
     """Return the gradients of the sums before the normalisation, of gain and of bias."""
-    want("layer_norm", "d_y", d_y, np.float32, total.shape)
     d_x = empty(total.shape)
     n_parts = -(-len(total) // kernels.norm_rows)
     d_gain, d_bias = np.zeros((2, n_parts, total.shape[1]), np.float32)
@@ -67,13 +66,7 @@ def _backward(saved: tuple[Array, Array, Array, Array, bool], d_y: Array) -> tup
     return (d_x, d_gain, d_bias, d_x) if has_residual else (d_x, d_gain, d_bias)
 
 
-def _on_gpu() -> Kernel:
-    from lucid._gpu import layer_norm as gpu
-
-    return Kernel(gpu.forward, gpu.backward)
-
-
-layer_norm = Op("layer_norm", _check, cpu=Kernel(_forward, _backward), gpu=_on_gpu)
+layer_norm = Op("layer_norm", _check, cpu=Kernel(_forward, _backward), gpu=on_gpu("layer_norm"))
 """Normalise each row of x + residual to zero mean and unit variance, then scale and shift.
 
 Parameters

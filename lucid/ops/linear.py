@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from lucid._ext import kernels
 from lucid.ops import activation as elementwise
 from lucid.ops.activation import ACTIVATIONS
-from lucid.ops.op import Array, Kernel, Op, RowsGradient, empty, rows_contiguous, stored_type, want
+from lucid.ops.op import Array, Kernel, Op, RowsGradient, empty, on_gpu, rows_contiguous, stored_type, want
 from lucid.threads import get_num_threads, threads_for
 
 _BYTES_READ_AT_ONCE = 1 << 19
@@ -152,7 +151,6 @@ def _forward(
 
 def _backward(saved: tuple[Any, ...], d_y: Array) -> tuple[Any, ...]:
     x, weight, has_bias, has_residual, activation, (begin, end), before = saved
-    want("linear", "d_y", d_y, np.float32, (x.shape[0], end - begin))
     d_residual = d_y if has_residual else None
     if before is not None:
         (d_y,) = elementwise.activation.cpu.backward((before, activation), d_y)  # type: ignore[misc]
@@ -187,13 +185,7 @@ def column_sum(x: Array) -> Array:
     return out
 
 
-def _on_gpu() -> Kernel:
-    from lucid._gpu import linear as gpu
-
-    return Kernel(partial(gpu.forward, numbers=ACTIVATIONS), gpu.backward)
-
-
-linear = Op("linear", _check, cpu=Kernel(_forward, _backward), gpu=_on_gpu)
+linear = Op("linear", _check, cpu=Kernel(_forward, _backward), gpu=on_gpu("linear", numbers=ACTIVATIONS))
 """Y = activation(X . Wᵀ + bias) + residual.
 
 Parameters

@@ -1,12 +1,11 @@
 """The corruption of masked language modelling: which tokens are asked for, and what stands in their place."""
 
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from lucid._ext import kernels
-from lucid.ops.op import Array, Kernel, Op, want
+from lucid.ops.op import Array, Kernel, Op, on_gpu, want
 from lucid.random import Purpose, check_seed, stream
 from lucid.threads import threads_for
 
@@ -101,13 +100,7 @@ def _forward(
     return (masked_ids, labels), None
 
 
-def _on_gpu() -> Kernel:
-    from lucid._gpu import mlm_mask as gpu
-
-    return Kernel(partial(gpu.forward, purpose=int(Purpose.MLM_MASK)), None)
-
-
-mlm_mask = Op("mlm_mask", _check, cpu=Kernel(_forward, None), gpu=_on_gpu)
+mlm_mask = Op("mlm_mask", _check, cpu=Kernel(_forward, None), gpu=on_gpu("mlm_mask", backward=None, purpose=int(Purpose.MLM_MASK)))
 """Choose tokens with `mlm_probability`; replace the chosen by [MASK], a random word, or themselves.
 
 Parameters

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cache, partial
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lucid._ext._memory import Memory
-from lucid.device import is_on_gpu
+from lucid.device import Device, device_of, is_on_gpu
 from lucid.device import stored_type as stored_type
 
 _ARRAY_TYPES = (np.ndarray, np.memmap)
@@ -27,7 +29,7 @@ class Kernel:
     ----------
     forward : ``(*arrays, keep, **params) -> (out, saved)``. Without `keep` nothing is saved.
     backward : ``(saved, d_out) -> gradients``, one per array, None for one without; or None where no gradient
-        is defined
+        is defined. It checks nothing: the tape asks `want_gradient` before.
     is_fresh : whether the arrays that backward returns are new and nobody else's: none shares memory with another, with an
         input or with d_out. Then one becomes a leaf's `grad` as it is, and what comes later is added into it in place: a
         tied word table has no second copy of its gradient. Where it is not promised, the first addition makes a copy.
@@ -110,6 +112,28 @@ class RowsGradient:
         return total
 
 
+def on_gpu(
+    module: str, forward: str = "forward", backward: str | None = "backward", *, is_fresh: bool = False, **bound: Any
+) -> Callable[[], Kernel]:
+    """Return the thunk of an op's GPU kernel: functions of `lucid._gpu.<module>`, which is imported when the kernel is first asked for.
+
+    Parameters
+    ----------
+    module, forward, backward : str. `backward` is None where no gradient is defined.
+    is_fresh : bool. As for `Kernel`.
+    **bound
+        What forward is given as well: numbers and names that the GPU's side does not know.
+    """
+
+    @cache
+    def kernel() -> Kernel:
+        functions = import_module(f"lucid._gpu.{module}")
+        run, back = getattr(functions, forward), None if backward is None else getattr(functions, backward)
+        return Kernel(partial(run, **bound) if bound else run, back, is_fresh)
+
+    return kernel
+
+
 def want(op: str, name: str, array: Array, dtype: Any, shape: tuple[int | None, ...]) -> None:
     """Raise unless `array` has this dtype and shape; None in `shape` stands for any length.
 
@@ -134,6 +158,26 @@ def want(op: str, name: str, array: Array, dtype: Any, shape: tuple[int | None, 
     if not is_right:
         shape_text = ", ".join("any" if n is None else str(n) for n in shape)
         raise ValueError(f"{op}: {name} must have shape ({shape_text}), not {lengths}")
+
+
+class Form(NamedTuple):
+    """What of a result its gradient must have, too."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    device: Device
+
+    @classmethod
+    def of(cls, array: Array) -> Form:
+        """Return that of an array."""
+        return cls(tuple(array.shape), array.dtype, device_of(array))
+
+
+def want_gradient(op: str, d_out: Array, result: Form) -> None:
+    """Raise TypeError or ValueError unless `d_out` is of the result's form: every backward reads it without bounds, on either device."""
+    want(op, "d_out", d_out, result.dtype, result.shape)
+    if device_of(d_out) != result.device:
+        raise TypeError(f"{op}: d_out is on the {device_of(d_out)}, the result on the {result.device}")
 
 
 def want_ids(op: str, name: str, ids: Array, limit: int) -> None:

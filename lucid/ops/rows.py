@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from lucid.ops.op import Array, Kernel, Op, stored_type, want, want_ids
+from lucid.ops.op import Array, Kernel, Op, on_gpu, stored_type, want, want_ids
 
 
 def _check_gather(x: Array, *, rows: Array) -> None:
@@ -19,7 +19,6 @@ def _gather(x: Array, *, rows: Array, keep: bool) -> tuple[Array, Any]:
 
 def _gather_backward(saved: tuple[Array, tuple[int, int]], d_y: Array) -> tuple[Array]:
     rows, shape = saved
-    want("gather_rows", "d_y", d_y, np.float32, (len(rows), shape[1]))
     d_x = np.zeros(shape, np.float32)
     np.add.at(d_x, rows, d_y)
     return (d_x,)
@@ -42,25 +41,14 @@ def _scatter(x: Array, *, rows: Array, n_rows: int, keep: bool) -> tuple[Array, 
 
 
 def _scatter_backward(saved: tuple[Array, tuple[int, int]], d_y: Array) -> tuple[Array]:
-    rows, shape = saved
-    want("scatter_rows", "d_y", d_y, np.float32, shape)
+    rows, _ = saved
     return (np.take(d_y, rows, axis=0),)
 
 
-def _gather_on_gpu() -> Kernel:
-    from lucid._gpu import rows as gpu
-
-    return Kernel(gpu.gather, gpu.gather_backward)
-
-
-def _scatter_on_gpu() -> Kernel:
-    from lucid._gpu import rows as gpu
-
-    return Kernel(gpu.scatter, gpu.scatter_backward)
-
-
-gather_rows = Op("gather_rows", _check_gather, cpu=Kernel(_gather, _gather_backward), gpu=_gather_on_gpu)
+gather_rows = Op("gather_rows", _check_gather, cpu=Kernel(_gather, _gather_backward), gpu=on_gpu("rows", "gather", "gather_backward"))
 """y[p] = x[rows[p]]: x (T, C) float32, rows (P,) int32, y (P, C)."""
 
-scatter_rows = Op("scatter_rows", _check_scatter, cpu=Kernel(_scatter, _scatter_backward), gpu=_scatter_on_gpu)
+scatter_rows = Op(
+    "scatter_rows", _check_scatter, cpu=Kernel(_scatter, _scatter_backward), gpu=on_gpu("rows", "scatter", "scatter_backward")
+)
 """y[rows[t]] = x[t], zeros elsewhere: x (T, C) float32, rows (T,) int32 rising, y (n_rows, C)."""

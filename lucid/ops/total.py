@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from lucid.ops.op import Array, Kernel, Op, stored_type, want
+from lucid.ops.op import Array, Kernel, Op, on_gpu, stored_type, want
 
 
 def want_divisor(op: str, divisor: float) -> None:
@@ -24,7 +24,6 @@ def _total(x: Array, *, divisor: float, keep: bool) -> tuple[Array, Any]:
 
 def _total_backward(saved: tuple[tuple[int, ...], float], d_y: Array) -> tuple[Array]:
     shape, divisor = saved
-    want("total", "d_y", d_y, np.float32, ())
     return (np.full(shape, np.float32(float(d_y) / divisor)),)
 
 
@@ -43,20 +42,8 @@ def _scale_backward(factor: float, d_y: Array) -> tuple[Array]:
     return (np.asarray(d_y * np.float32(factor)),)
 
 
-def _total_on_gpu() -> Kernel:
-    from lucid._gpu import total as gpu
-
-    return Kernel(gpu.total, gpu.total_backward)
-
-
-def _scale_on_gpu() -> Kernel:
-    from lucid._gpu import total as gpu
-
-    return Kernel(gpu.scale, gpu.scale_backward)
-
-
-total = Op("total", _check_total, cpu=Kernel(_total, _total_backward), gpu=_total_on_gpu)
+total = Op("total", _check_total, cpu=Kernel(_total, _total_backward), gpu=on_gpu("total", "total", "total_backward"))
 """sum(x) / divisor, summed in float64: x (P,) float32, the result 0-d float32."""
 
-scale = Op("scale", _check_scale, cpu=Kernel(_scale, _scale_backward), gpu=_scale_on_gpu)
+scale = Op("scale", _check_scale, cpu=Kernel(_scale, _scale_backward), gpu=on_gpu("total", "scale", "scale_backward"))
 """factor * x, for a float32 array of any shape."""

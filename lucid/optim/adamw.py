@@ -232,8 +232,12 @@ class AdamW:
             self._unsettled.loss = read_later(loss.array)
         return Tensor(norm)
 
-    def settle(self) -> None:
+    def settle(self) -> float | None:
         """Wait for the last step, if it was made on the GPU and nobody has yet.
+
+        Returns
+        -------
+        norm : float, as `step` says; None where there was nothing to wait for
 
         Raises
         ------
@@ -242,12 +246,12 @@ class AdamW:
         """
         last, self._unsettled = self._unsettled, None
         if last is None or last.norm is None:
-            return
+            return None
         norm, loss = float(last.norm()), 0.0 if last.loss is None else float(last.loss())
         if math.isfinite(norm):
             if not math.isfinite(loss):
                 raise NonFiniteError(f"the loss was {loss} {last.where}; its gradients were finite, and the step was made")
-            return
+            return norm
         self.n_steps -= 1
         for moments in last.moments:
             moments.n_updates -= 1

@@ -73,8 +73,12 @@ class Checkpoints:
         ------
         OSError
             It cannot be written. No other checkpoint was touched.
+        NonFiniteError
+            A step or a loss on the GPU, which nobody had read yet, is not finite.
         """
-        n_done = len(trainer.losses)
+        trainer.settle()
+        losses = trainer.losses  # of the GPU as well, before anything is written
+        n_done = len(losses)
         target = self.folder / (f"step-{trainer.n_steps:08}" + (f"-{n_done}" if n_done else ""))
         if target.exists():
             return target
@@ -97,7 +101,7 @@ class Checkpoints:
                 "n_steps": state["n_steps"],
                 "n_updates": state["n_updates"],
                 "place": asdict(trainer.place),
-                "losses": trainer.losses,
+                "losses": losses,
                 **facts,
             }
         return target

@@ -45,7 +45,7 @@ def measure_cost(run: Run) -> Cost:
         begin = time.perf_counter()
         step = None
         while step is None:
-            step = trainer.advance()
+            step = trainer.advance() or trainer.take_step()
         seconds.append(time.perf_counter() - begin)
         n_tokens += step.n_tokens
         n_labels += step.n_labels

@@ -23,7 +23,7 @@ from lucid.training.log import Log
 from lucid.training.options import PretrainOptions, read_toml
 from lucid.training.run import Run, put_together
 from lucid.training.signals import StopSignals
-from lucid.training.trainer import Trainer
+from lucid.training.trainer import Step, Trainer
 from lucid.training.view import View
 
 OPTIONS_FILE, LOG_FILE, CURVES_FILE, LOCK_FILE = "pretrain.toml", "log.jsonl", "curve.png", "lock"
@@ -144,7 +144,7 @@ class _Loop:
             restore(self.trainer, found)
             self.checkpoints.set_aside(found.damaged)
             self.evaluated, self.best = found.facts["evaluated"], found.facts["best"]
-        self.saved = self.trainer.n_steps if found is not None and not self.trainer.losses else -1
+        self.saved = self.trainer.n_steps if found is not None and not self.trainer.n_done else -1
         self.log.rewind(self.trainer.n_steps, self.evaluated)
 
     def go(self) -> Outcome:
@@ -154,18 +154,21 @@ class _Loop:
         try:
             with StopSignals() as stop:
                 while True:
-                    if not trainer.losses:
+                    if not trainer.n_done:
                         self._evaluate(view, stop)
                     if stop:
                         folder = self._save(view, must=True)
                         view.say(f"stopped after step {trainer.n_steps:,} of {n_steps:,}, saved: --resume goes on from there")
                         return Outcome(folder or self.out, trainer.n_steps, stop.received)
-                    if not trainer.losses:
+                    if not trainer.n_done:
                         if self._is_save_due(n_steps):
                             self._save(view, must=trainer.n_steps == n_steps)
                         if trainer.n_steps == n_steps:
                             break
                     self._advance(view)
+        except NonFiniteError as error:
+            self.log.write({"step": trainer.n_steps + 1, "error": str(error)})
+            raise
         finally:
             view.close()
             self._draw()
@@ -173,11 +176,14 @@ class _Loop:
 
     def _advance(self, view: View) -> None:
         begin = time.perf_counter()
-        try:
-            step = self.trainer.advance()
-        except NonFiniteError as error:
-            self.log.write({"step": self.trainer.n_steps + 1, "error": str(error)})
-            raise
+        self._tell(self.trainer.advance(), begin, view)
+
+    def _settle(self, view: View) -> None:
+        """Wait for a step that nobody has waited for."""
+        begin = time.perf_counter()
+        self._tell(self.trainer.take_step(), begin, view)
+
+    def _tell(self, step: Step | None, begin: float, view: View) -> None:
         if step is not None:
             self.log.write({**asdict(step), "seconds": round(time.perf_counter() - begin, 4)})
             view.step(step)
@@ -188,6 +194,7 @@ class _Loop:
         assert every is not None
         if self.run.validation is None or self.evaluated == step or (step % every and step != self.options.steps):
             return
+        self._settle(view)
         found = evaluate(self.trainer.model, self.run.validation, n_batches=self.run.n_validation_batches, is_stopped=lambda: bool(stop))
         if found is None:
             return
@@ -206,6 +213,7 @@ class _Loop:
 
     def _save(self, view: View, *, must: bool) -> Path | None:
         """Save; if the disk refuses, that is an error if it `must` be, else a line, and training goes on."""
+        self._settle(view)
         facts = {"corpus": self.run.corpus.key, "evaluated": self.evaluated, "best": self.best, "options": asdict(self.options)}
         try:
             folder = self.checkpoints.save(self.trainer, facts)

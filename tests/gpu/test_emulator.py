@@ -154,6 +154,19 @@ def test_small_arrays_are_copied_once(emulated: Emulator) -> None:
     assert np.array_equal(runtime.place(host).get(), host)
 
 
+def test_each_gpu_and_stream_has_its_own_copy_of_small_arrays(emulated: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = np.arange(5, dtype=np.int32)
+    copies = []
+    for where in 2 * [(0, 0), (1, 0), (1, 77)]:
+        monkeypatch.setattr(emulated, "stream", lambda where=where: where)
+        copies.append(runtime.place(host))
+    assert len(set(map(id, copies))) == 3
+    assert all(a is b for a, b in zip(copies[:3], copies[3:], strict=True))
+    n_held = len(runtime._placed)
+    del host
+    assert len(runtime._placed) == n_held - 3  # all go with the array
+
+
 @pytest.mark.parametrize("beta", [0.0, 1.0, 0.5])
 @pytest.mark.parametrize("transpose_a", [False, True])
 @pytest.mark.parametrize("transpose_b", [False, True])

@@ -9,7 +9,6 @@ import lucid
 from gpu.emulator import DeviceArray, Emulator
 from lucid.autograd import gradcheck
 from lucid.models import BERT, BERTConfig, BERTForMaskedLM
-from lucid.models.bert.room import bytes_of_token
 from lucid.optim import AdamW, NonFiniteError
 from lucid.tensor import Tensor
 
@@ -267,24 +266,6 @@ def test_types_of_a_model(device: Any) -> None:
     assert model.bert.encoder.layer[0].attention.qkv.weight.operand.dtype == np.float16  # as it was
     model.to("cpu").to("gpu")
     assert model.bert.encoder.layer[0].attention.qkv.weight.operand.dtype == np.float32
-
-
-@pytest.mark.parametrize("is_training", [False, True])
-def test_no_room(emulated: Emulator, is_training: bool) -> None:
-    model = model_of().train(is_training).to("gpu", "bfloat16")
-    inputs = batch()
-    emulated.xp.n_free = 20_000
-    says = r"no room for this batch of 3 x 9, 20 tokens: Out of memory allocating [\d,]+ bytes.*about [\d,]+ tokens at once may fit: give fewer"
-    with pytest.raises(lucid.device.DeviceMemoryError, match=says + (", and add gradients up" if is_training else "$")):
-        model.get_loss(**inputs)
-
-
-def test_bytes_of_a_token() -> None:
-    """BERT-base in bfloat16: what was estimated for 32,768 tokens, 9.7 GB, and a layer for what comes and goes."""
-    config = BERTConfig.base()
-    assert 9e9 < 32768 * bytes_of_token(config, 2, is_training=True) < 11e9
-    assert bytes_of_token(config, 2, is_training=True, is_recomputed=True) < bytes_of_token(config, 2, is_training=True) / 4
-    assert bytes_of_token(config, 2, is_training=False) < bytes_of_token(config, 2, is_training=True) / 10
 
 
 def test_status(emulated: Emulator) -> None:

@@ -10,7 +10,7 @@ import pytest
 from cases import CASES, Case, assert_within
 from gradients.cases import CASES as GRADIENT_CASES
 from gradients.cases import Case as GradientCase
-from gradients.cases import gamma
+from gradients.cases import assert_other_gradients_are_refused, gamma
 from reference import STEEPEST
 
 import lucid.ops
@@ -110,6 +110,13 @@ def gradients(case: GradientCase, call: Any, d_out: np.ndarray, dtype: str) -> l
     found = kernel.backward(saved, xp.asarray(d_out.astype(result.dtype)))
     assert all(g is None or g.dtype in (np.float32, dtype_of(dtype)) for g in found if not hasattr(g, "add_to"))
     return [g if g is None else dense(g).astype(np.float32) for g in found]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("op", {case.op.name: case.op for case in BACK}.values(), ids=lambda op: op.name)
+def test_a_gradient_of_another_form_is_refused(op: Op, dtype: str, device: Any, rng: np.random.Generator) -> None:
+    call = next(case for case in BACK if case.op is op).build(rng)
+    assert_other_gradients_are_refused(op, on_gpu(call, dtype).values(), call.params)
 
 
 @pytest.mark.parametrize("case", [case for case in RUN if case.op in (dropout, mlm_mask)], ids=str)

@@ -48,6 +48,12 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> CuPy:
     return backend
 
 
+def test_the_stream_is_cupys(cupy: CuPy) -> None:
+    cupy.xp.cuda.runtime.getDevice = lambda: 3
+    cupy.xp.cuda.get_current_stream = lambda: SimpleNamespace(ptr=77)
+    assert cupy.stream() == (3, 77)
+
+
 @pytest.mark.parametrize("beta", [0.0, 1.0, 0.5])
 @pytest.mark.parametrize("dtypes", [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float16", "float32")])
 @pytest.mark.parametrize("is_strided", [False, True])

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 
 from gradients import reference
 from lucid import threads
+from lucid.autograd import apply
+from lucid.device import is_on_gpu
 from lucid.ops.activation import activation
 from lucid.ops.attention import AttentionDropout, attention
 from lucid.ops.cross_entropy import cross_entropy
@@ -30,6 +33,7 @@ from lucid.ops.reshape import reshape
 from lucid.ops.rows import gather_rows, scatter_rows
 from lucid.ops.total import scale, total
 from lucid.random import Purpose, stream
+from lucid.tensor import Tensor
 
 Array = Any
 Rng = np.random.Generator
@@ -341,6 +345,25 @@ def gradients(op: Op, call: Call, d_out: Array) -> tuple[Array | None, ...]:
     found = op.cpu.backward(saved, d_out)  # type: ignore[misc]
     dense = [g.dense() if isinstance(g, RowsGradient) else g for g in found]
     return (*dense, *(None,) * (len(call.arrays) - len(dense)))
+
+
+def assert_other_gradients_are_refused(op: Op, arrays: Iterable[Any], params: dict[str, Any]) -> None:
+    """Assert that what an op left on the tape takes no gradient of another shape, type or device, and then the right one."""
+    tensors = [Tensor(a, requires_grad=True) if hasattr(a, "dtype") and a.dtype.kind in "fV" else a for a in arrays]
+    out = apply(op, *tensors, **params)
+    array, node = out.array, out.node
+    for shape in ((array.shape[0] - 1 if array.ndim else 1, *array.shape[1:]), (*array.shape, 1)):
+        with pytest.raises(ValueError, match=f"{op.name}: d_out must have shape"):
+            node.run(np.zeros_like(array, shape=shape))
+    for dtype in {np.float64, np.float32, np.float16, np.int32} - {array.dtype.type}:
+        with pytest.raises(TypeError, match=f"{op.name}: d_out must be {array.dtype}"):
+            node.run(np.zeros_like(array, dtype=dtype))
+    with pytest.raises(TypeError, match=f"{op.name}: d_out must be an array"):
+        node.run(out.tolist())
+    if is_on_gpu(array):
+        with pytest.raises(TypeError, match=f"{op.name}: d_out is on the cpu, the result on the gpu"):
+            node.run(np.zeros(array.shape, array.dtype))
+    node.run(np.zeros_like(array))
 
 
 def assert_within(got: Array, want: Array, bound: Array | float, what: str) -> None:

@@ -397,9 +397,9 @@ def test_a_wrong_backward_is_named() -> None:
     x = leaf(2, 3)
     with pytest.raises(ValueError, match=r"\(3, 2\).*\(2, 3\)"):
         summed(apply(op(np.ones((3, 2), np.float32)), x)).backward()
-    with pytest.raises(ValueError, match="d_y must have shape"):
+    with pytest.raises(ValueError, match="d_out must have shape"):
         summed(apply(op(np.ones((3, 2), np.float32)), act(x))).backward()
-    with pytest.raises(TypeError, match="d_y must be float32"):
+    with pytest.raises(TypeError, match="d_out must be float32"):
         summed(apply(op(np.ones((2, 3))), act(x))).backward()
     assert x.grad is None
 

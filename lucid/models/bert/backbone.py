@@ -294,8 +294,9 @@ class BERT(PretrainedModel, Embed):
         """
         batch = self.pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed)
         trace = make_trace(output_hidden_states, output_attentions)
-        hidden = self.encode(batch, trace=trace)
-        sequence, pooled = unpack(hidden, batch), self._pool(hidden, batch)
+        with room_for(self, batch):
+            hidden = self.encode(batch, trace=trace)
+            sequence, pooled = unpack(hidden, batch), self._pool(hidden, batch)
         if trace is None:
             return sequence, pooled
         return BERTOutput(sequence, pooled, trace.hidden_states if output_hidden_states else None, trace.attentions)

@@ -14,12 +14,13 @@ from lucid.models.bert.config import BERTConfig
 from lucid.models.bert.fill_mask import FillMask
 from lucid.models.bert.masking import TokenMasking
 from lucid.models.bert.packing import PackedBatch, TokenRows, integers, want_range
+from lucid.models.bert.room import room_for
 from lucid.models.bert.texts import TextMethods
 from lucid.models.pretrained import PretrainedModel
 from lucid.nn import Embedding, LayerNorm, Linear, Module, Parameter, init
 from lucid.ops.decoder import decoder_cross_entropy, decoder_loss, decoder_top_k
 from lucid.ops.linear import linear
-from lucid.ops.op import want_integer
+from lucid.ops.op import Op, want_integer
 from lucid.ops.reshape import reshape
 from lucid.ops.rows import scatter_rows
 from lucid.tensor import Tensor
@@ -116,11 +117,12 @@ class BERTForMaskedLM(PretrainedModel, TokenMasking, TextMethods, FillMask):
 
         Returns
         -------
-        logits : Tensor, float32, shape (B, S, V). Zeros at padding.
+        logits : Tensor, float32, or on the GPU the type of its matrices, shape (B, S, V). Zeros at padding.
         """
         batch = self.bert.pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed)
         trace = make_trace(output_hidden_states, output_attentions)
-        logits = unpack(self.cls.predictions.decoder(self._transformed(batch, None, trace)), batch)
+        with room_for(self, batch, has_logits=True):
+            logits = unpack(self.cls.predictions.decoder(self._transformed(batch, None, trace)), batch)
         if trace is None:
             return logits
         return MaskedLMOutput(logits, trace.hidden_states if output_hidden_states else None, trace.attentions)
@@ -178,26 +180,27 @@ class BERTForMaskedLM(PretrainedModel, TokenMasking, TextMethods, FillMask):
     def loss_of(self, batch: PackedBatch, rows: TokenRows, labels: Any, reduction: str) -> Tensor:
         """Return the mean or the sum of the cross-entropy of `rows`, for int32 labels (P,)."""
         divisor = max(1, len(labels)) if reduction == "mean" else 1
-        x, has_d_weight = self._transformed(batch, rows), self.cls.predictions.decoder.weight.requires_grad
-        return apply(decoder_loss, x, *self._decoder(), labels=labels, divisor=divisor, has_d_weight=has_d_weight)  # type: ignore[no-any-return]
+        return self._asked(decoder_loss, batch, rows, labels=labels, divisor=divisor)
 
     def losses_of(self, batch: PackedBatch, rows: TokenRows, labels: Any) -> Tensor:
         """Return the cross-entropy of each of `rows`, (P,), for int32 labels (P,)."""
-        x, has_d_weight = self._transformed(batch, rows), self.cls.predictions.decoder.weight.requires_grad
-        return apply(decoder_cross_entropy, x, *self._decoder(), labels=labels, has_d_weight=has_d_weight)  # type: ignore[no-any-return]
+        return self._asked(decoder_cross_entropy, batch, rows, labels=labels)
 
-    def _decoder(self) -> tuple[Any, Any]:
+    def _asked(self, op: Op, batch: PackedBatch, rows: TokenRows, **params: Any) -> Tensor:
         decoder = self.cls.predictions.decoder
-        return decoder.value(decoder.weight, packed=True), decoder.value(decoder.bias)
+        with room_for(self, batch, rows):
+            x, weight, bias = self._transformed(batch, rows), decoder.value(decoder.weight, packed=True), decoder.value(decoder.bias)
+            return apply(op, x, weight, bias, has_d_weight=decoder.weight.requires_grad, **params)  # type: ignore[no-any-return]
 
     @no_grad()
     def losses_and_guesses(self, batch: PackedBatch, rows: TokenRows, labels: Any) -> tuple[Any, Any]:
         """Return the cross-entropy of each of `rows` and its likeliest word, as arrays (P,), from one pass through the encoder."""
         decoder = self.cls.predictions.decoder
         weight, bias = decoder.value(decoder.weight, packed=True), decoder.value(decoder.bias)
-        x = self._transformed(batch, rows)
-        losses = apply(decoder_cross_entropy, x, weight, bias, labels=labels)
-        _, ids, _ = apply(decoder_top_k, x, decoder.weight.packed(), decoder.bias, k=1)
+        with room_for(self, batch, rows):
+            x = self._transformed(batch, rows)
+            losses = apply(decoder_cross_entropy, x, weight, bias, labels=labels)
+            _, ids, _ = apply(decoder_top_k, x, decoder.weight.packed(), decoder.bias, k=1)
         return losses.numpy(), ids.numpy()[:, 0]
 
     def _labelled(self, batch: PackedBatch, labels: Any, ignore_index: int) -> tuple[TokenRows, Any]:
@@ -224,7 +227,7 @@ class BERTForMaskedLM(PretrainedModel, TokenMasking, TextMethods, FillMask):
     def top_k(self, batch: PackedBatch, rows: TokenRows, k: int) -> tuple[Any, Any, Any]:
         """Return the k best words of `rows`: logits (P, k), ids (P, k) and log-sum-exp (P,), as arrays."""
         decoder = self.cls.predictions.decoder
-        with no_grad():
+        with room_for(self, batch, rows):
             x = self._transformed(batch, rows)
             values, ids, lse = apply(decoder_top_k, x, decoder.value(decoder.weight, packed=True), decoder.bias, k=k)
         return values.numpy(), ids.numpy(), lse.numpy()
@@ -233,7 +236,7 @@ class BERTForMaskedLM(PretrainedModel, TokenMasking, TextMethods, FillMask):
     def logits_of(self, batch: PackedBatch, rows: TokenRows, words: Any) -> tuple[Any, Any]:
         """Return the logits of some words, (P, len(words)), and log-sum-exp over all words, (P,), for `rows`."""
         decoder = self.cls.predictions.decoder
-        with no_grad():
+        with room_for(self, batch, rows):
             weight = decoder.weight.packed()
             x = self._transformed(batch, rows)
             _, _, lse = apply(decoder_top_k, x, weight, decoder.bias, k=1)

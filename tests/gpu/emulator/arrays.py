@@ -43,7 +43,8 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
         raise TypeError("an array of the GPU is not turned into a NumPy array unasked: use .get()")
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
-        return wrapped(getattr(ufunc, method)(*unwrapped(inputs), **unwrapped(options)))
+        with np.errstate(all="ignore"):  # a GPU does not say it
+            return wrapped(getattr(ufunc, method)(*unwrapped(inputs), **unwrapped(options)))
 
     def __array_function__(self, function: Callable[..., Any], types: Any, args: Any, options: Any) -> Any:
         return wrapped(function(*unwrapped(args), **unwrapped(options)))
