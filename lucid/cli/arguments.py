@@ -17,7 +17,7 @@ Model = Annotated[
         "-m",
         metavar="DIR",
         envvar="LUCID_MODEL",
-        help="Folder with config.json, model.safetensors and a tokenizer, or a name on the hub. [dim]builtin comes with lucid.[/dim]",
+        help="Checkpoint folder, folder of a run, or a name on the hub. [dim]builtin comes with lucid.[/dim]",
     ),
 ]
 File = Annotated[
@@ -28,6 +28,17 @@ Field = Annotated[str, typer.Option("--field", help="Of JSON lines, the text.")]
 Threads = Annotated[int | None, typer.Option("--threads", "-t", min=1, max=1024, help="Threads; the default is every CPU allowed.")]
 Device = Annotated[str, typer.Option("--device", help="cpu or gpu.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="On the GPU: float32, bfloat16 or float16. [dim]Default: float32.[/dim]")]
+
+
+def or_run(model: str) -> str | Path:
+    """Return what --model names; of a run's folder, its model."""
+    from lucid.hub import BUILTIN
+
+    if model == BUILTIN or not Path(model, "pretrain.toml").exists():  # asked first: training takes its time to import
+        return model
+    from lucid.training.loop import model_of_run
+
+    return model_of_run(Path(model)) or model
 
 
 def load_masked_lm(folder: str | Path, device: str, dtype: str | None, threads: int | None) -> BERTForMaskedLM:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lucid.cli.arguments import Device, Dtype, Field, Json, Threads, load_masked_lm
+from lucid.cli.arguments import Device, Dtype, Field, Json, Threads, load_masked_lm, or_run
 from lucid.cli.streams import to_json
 from lucid.hub import BUILTIN
 
@@ -17,7 +16,7 @@ from lucid.hub import BUILTIN
 def evaluate(
     data: Annotated[list[str], typer.Option("--data", metavar="FILE", help="File, folder or pattern of text; again for more.")],
     model: Annotated[
-        str, typer.Argument(metavar="DIR", envvar="LUCID_MODEL", help="Checkpoint folder, hub name, or the folder of a run.")
+        str, typer.Argument(metavar="DIR", envvar="LUCID_MODEL", help="Checkpoint folder, folder of a run, or a name on the hub.")
     ] = BUILTIN,
     max_length: Annotated[int, typer.Option("--max-length", min=4, help="Longest example, in tokens.")] = 128,
     tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Evaluate on so many tokens. [dim]Default: all.[/dim]")] = None,
@@ -46,14 +45,13 @@ def evaluate(
     from lucid.hub import checkpoint_folder
     from lucid.models.config_file import read_config
     from lucid.training.evaluate import evaluate
-    from lucid.training.loop import model_of_run
     from lucid.training.run import check_vocabulary, evaluation_batches
     from lucid.training.view import progress_view
 
     masks = Masking(masking, mask_share)
     sources = find_sources(data)
     check_sources(sources, field)
-    folder = model_of_run(Path(model)) or checkpoint_folder(model)
+    folder = checkpoint_folder(or_run(model))
     read_config(folder, add_pooling_layer=False)
     loaded = load_masked_lm(folder, device, dtype, threads)
     tokenizer = loaded.tokenizer

@@ -100,7 +100,11 @@ class TestCommands:
         Path("text.txt").write_text("The sun rises in the east, and the moon follows it through the night.\n" * 20)
         result = run("pretrain", "--from", "builtin", "--data", "text.txt", "--steps", "2", "--batch-tokens", "256", "--out", "run")
         assert result.exit_code == 0, result.output
-        assert models.BERTForMaskedLM.from_pretrained("run/model").tokenizer is not None
+        words = models.BERTForMaskedLM.from_pretrained("run/model").fill_mask(MASKED)[0]
+        for command in (["fill-mask", MASKED, "--json", "-m", "run"], ["info", "run", "--json"], ["encode", "a", "--json", "-m", "run"]):
+            assert run(*command).exit_code == 0, command  # the folder of a run stands for its model
+        guesses = json.loads(run("fill-mask", MASKED, "--json", "-m", "run").stdout)["masks"][0]
+        assert [guess["score"] for guess in guesses] == [fill.score for fill in words]
 
     def test_the_environment_names_another(self, run, monkeypatch):
         for command in (["fill-mask", MASKED], ["info"], ["encode", "a"], ["evaluate", "--data", str(FOLDER / "config.json")]):
