@@ -1,6 +1,6 @@
 """Adapt the built-in model to a text file: python adapt_to_text.py FILE.
 
-The last fifth of the paragraphs is kept aside to measure by. The adapted model is left in the folder `adapted/model`.
+The last third of the paragraphs is kept aside to measure by. The adapted model is left in the folder `adapted/model`.
 """
 
 import sys
@@ -11,7 +11,7 @@ from lucid.training import PretrainOptions, pretrain
 
 text = Path(sys.argv[1]).read_text(encoding="utf-8")
 paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n") if paragraph.strip()]
-n_training = len(paragraphs) * 4 // 5
+n_training = len(paragraphs) * 2 // 3
 Path("training.txt").write_text("\n".join(paragraphs[:n_training]))
 Path("held-out.txt").write_text("\n".join(paragraphs[n_training:]))
 
