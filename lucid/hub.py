@@ -51,7 +51,7 @@ def checkpoint_folder(
         return folder
     if not isinstance(folder_or_hub_id, str) or folder.exists() or not _HUB_ID.fullmatch(folder_or_hub_id):
         what = "is a file, no folder" if folder.exists() else "is no folder"
-        raise FileNotFoundError(f"{folder} {what}: give one that holds {wanted}, or a name on the hub like org/name")
+        raise FileNotFoundError(f"{folder} {what}: give one that holds {wanted}, a name on the hub like org/name, or builtin")
     # Slow to import, and needed by few: not before it is.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError

@@ -30,15 +30,15 @@ Device = Annotated[str, typer.Option("--device", help="cpu or gpu.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="On the GPU: float32, bfloat16 or float16. [dim]Default: float32.[/dim]")]
 
 
-def or_run(model: str) -> str | Path:
-    """Return what --model names; of a run's folder, its model."""
+def folder_of_run(model: str) -> Path | None:
+    """Return the model of a run's folder: the finished one, or that of its newest checkpoint; None if it is no run's folder."""
     from lucid.hub import BUILTIN
 
     if model == BUILTIN or not Path(model, "pretrain.toml").exists():  # asked first: training takes its time to import
-        return model
+        return None
     from lucid.training.loop import model_of_run
 
-    return model_of_run(Path(model)) or model
+    return model_of_run(Path(model))
 
 
 def load_masked_lm(folder: str | Path, device: str, dtype: str | None, threads: int | None) -> BERTForMaskedLM:

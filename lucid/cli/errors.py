@@ -49,7 +49,7 @@ def one_line_errors() -> Iterator[None]:
         say(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
         raise typer.Exit(ERROR) from error
     except (TypeError, ValueError, IndexError, ImportError, ArithmeticError) as error:
-        say(str(error))
+        say(". ".join([str(error).removesuffix("."), *getattr(error, "__notes__", [])]))
         raise typer.Exit(ERROR) from error
     finally:
         warnings.showwarning = before

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lucid.cli.arguments import Device, Dtype, Field, Json, Threads, load_masked_lm, or_run
+from lucid.cli.arguments import Device, Dtype, Field, Json, Threads, folder_of_run, load_masked_lm
 from lucid.cli.streams import to_json
 from lucid.hub import BUILTIN
 
@@ -51,7 +51,7 @@ def evaluate(
     masks = Masking(masking, mask_share)
     sources = find_sources(data)
     check_sources(sources, field)
-    folder = checkpoint_folder(or_run(model))
+    folder = checkpoint_folder(folder_of_run(model) or model)
     read_config(folder, add_pooling_layer=False)
     loaded = load_masked_lm(folder, device, dtype, threads)
     tokenizer = loaded.tokenizer

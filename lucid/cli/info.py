@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lucid.cli.arguments import Json, or_run
+from lucid.cli.arguments import Json, folder_of_run
 from lucid.cli.errors import ERROR
 from lucid.cli.streams import to_json
 from lucid.hub import BUILTIN
@@ -55,7 +55,7 @@ def _facts(folder_or_hub_id: str) -> tuple[dict[str, Any], list[StoredTensor]]:
     from lucid.models.checkpoint import check_tensors, list_tensors
     from lucid.models.config_file import read_config
 
-    folder = checkpoint_folder(or_run(folder_or_hub_id))
+    folder = checkpoint_folder(folder_of_run(folder_or_hub_id) or folder_or_hub_id)
     config = read_config(folder, add_pooling_layer=False)
     stored = list_tensors(folder)
     model = BERTForMaskedLM(config)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lucid.cli.arguments import Threads
+from lucid.cli.arguments import Threads, folder_of_run
+from lucid.hub import BUILTIN
 
 if TYPE_CHECKING:
     from lucid.training.run import Run
@@ -27,7 +28,7 @@ def pretrain(
     field: Annotated[str | None, _option("--field", _DATA, "Of JSON lines, the text. [dim]Default: text.[/dim]")] = None,
     size: Annotated[str | None, _option("--size", _MODEL, "A new model: tiny, mini, small, medium, base, large, or a config.json.")] = None,
     from_checkpoint: Annotated[
-        str | None, _option("--from", _MODEL, "Go on from this checkpoint: a folder, a hub name, or builtin.", metavar="DIR")
+        str | None, _option("--from", _MODEL, "Go on from this checkpoint: a folder, a run, a hub name, or builtin.", metavar="DIR")
     ] = None,
     tokenizer: Annotated[str | None, _option("--tokenizer", _MODEL, "[dim]Default: the checkpoint's.[/dim]", metavar="DIR")] = None,
     dropout: Annotated[float | None, _option("--dropout", _MODEL, "[dim]Default: as configured; 0.1 for a size.[/dim]")] = None,
@@ -110,9 +111,13 @@ def _absolute(values: dict[str, Any]) -> dict[str, Any]:
     for name in ("data", "validation"):
         if name in found:
             found[name] = tuple(os.path.abspath(path) for path in found[name])
+    for name in ("tokenizer", "from_checkpoint"):
+        if found.get(name) is not None:
+            found[name] = os.fspath(folder_of_run(found[name]) or found[name])
     for name in ("tokenizer", "size", "from_checkpoint", "cache"):
-        if found.get(name) is not None and (name == "cache" or os.path.exists(found[name])):
-            found[name] = os.path.abspath(found[name])
+        path = found.get(name)
+        if path is not None and path != BUILTIN and (name == "cache" or os.path.exists(path)):
+            found[name] = os.path.abspath(path)
     return found
 
 

@@ -99,14 +99,15 @@ class PretrainedModel(Module):
         Parameters
         ----------
         folder : path. Made if it is missing, its parents too. An older model in it is replaced at the end, whole.
-        dtype : "float32" or "float16". Of the stored numbers; float16 halves the file and keeps 11 bits of each.
+        dtype : "float32" or "float16". Of the stored numbers; float16 halves the file; it keeps 11 bits of numbers above 6e-5, fewer of
+            smaller ones, and none below 3e-8.
 
         Raises
         ------
         OSError
             The folder or a file cannot be written.
         ValueError
-            Another type, or a number that float16 has no room for (above 65,504). Nothing was written.
+            Another type, or a number that float16 has no room for (above 65,504). No file was written.
         """
         if dtype not in ("float32", "float16"):
             raise ValueError(f"dtype must be 'float32' or 'float16', not {dtype!r}")

@@ -18,8 +18,10 @@ from lucid.nn import Module
 
 def _narrowed(name: str, array: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
     """Return an array in the type to store; a number that overflows it is an error."""
+    if array.dtype == dtype:
+        return array
     with np.errstate(over="ignore"):
-        narrow = array.astype(dtype, copy=False)
+        narrow = array.astype(dtype)
     if not np.array_equal(np.isinf(narrow), np.isinf(array)):
         raise ValueError(f"{name} holds {np.abs(array).max():g}, which {dtype} has no room for: save in float32")
     return narrow

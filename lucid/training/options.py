@@ -31,7 +31,7 @@ class PretrainOptions:
     out : str. The run's folder.
     cache : str or None. Where tokenised text is kept; default: in the run's folder.
     size : str or None. Of a new model: a key of `SIZES`, or the path of a config.json.
-    from_checkpoint : str or None. A folder or hub name to go on from, in place of a new model.
+    from_checkpoint : str or None. A folder, a hub name or "builtin" to go on from, in place of a new model.
     tokenizer : str or None. A folder; default: that of the checkpoint.
     max_length : int. Longest example in tokens, [CLS] and [SEP] included.
     batch_tokens : int. Tokens of one forward and backward pass.

@@ -20,7 +20,7 @@ from lucid.training.options import read_toml
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "builtin-en"
-CORPUS = ROOT.parent / "shared" / "corpus"
+CORPUS = Path(os.environ.get("LUCID_CORPUS", ROOT.parent / "shared" / "corpus")).absolute()
 STAGES = ("1-short", "2-middle", "3-long")
 N_STEPS = 200
 
@@ -59,11 +59,24 @@ def test_the_log_is_whole(stage):
     assert list(losses(rows)) == list(range(1, n_steps + 1))
     evaluations = [row for row in rows if "validation" in row]
     assert evaluations[-1]["step"] == n_steps
-    assert evaluations[-1]["validation"]["loss"]["mean"] < evaluations[0]["validation"]["loss"]["mean"]
+    before, after = (evaluations[i]["validation"]["perplexity"]["mean"] for i in (0, -1))
+    assert after < before / 2
+
+
+def test_the_log_is_that_of_the_model():
+    """Its last figures are those of the card, but for the rounding to float16."""
+    found = log_of("3-long")[-1]["validation"]
+    card = (checkpoint_folder(BUILTIN) / "README.md").read_text()
+    row = next(line for line in card.splitlines() if line.startswith("| this model |"))
+    perplexity, accuracy = (float(cell.split()[0]) for cell in row.split("|")[2:4])
+    assert perplexity == pytest.approx(found["perplexity"]["mean"], rel=0.005)
+    assert accuracy == pytest.approx(found["accuracy"]["mean"], abs=0.002)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CORPUS.is_dir(), reason="the corpus of the recipe, ../shared/corpus, is not here")
+@pytest.mark.skipif(
+    not CORPUS.is_dir(), reason="the text of the recipe is not here: its folder is that which LUCID_CORPUS names, or ../shared/corpus"
+)
 def test_the_first_steps_give_the_logged_bits(tmp_path):
     (tmp_path / "corpus").symlink_to(CORPUS)
     for name in ("config.json", "1-short.toml"):
@@ -75,14 +88,19 @@ def test_the_first_steps_give_the_logged_bits(tmp_path):
     assert (tmp_path / "tokenizer" / "vocab.txt").read_bytes() == (checkpoint_folder(BUILTIN) / "vocab.txt").read_bytes()
 
     log = tmp_path / "1-short" / "log.jsonl"
-    process = subprocess.Popen([*lucid, "pretrain", "--config", "1-short.toml"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+    errors = tmp_path / "errors.txt"
+    with errors.open("w") as file:
+        process = subprocess.Popen([*lucid, "pretrain", "--config", "1-short.toml"], cwd=tmp_path, env=environment, stderr=file)
+    end = time.monotonic() + 1800
     try:
         while process.poll() is None and not (log.exists() and len(log.read_bytes().splitlines()) > N_STEPS + 1):
+            assert time.monotonic() < end, errors.read_text()
             time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 128 + signal.SIGTERM, process.stderr.read()
+        assert process.wait(60) == 128 + signal.SIGTERM, errors.read_text()
     finally:
         process.kill()
+        process.wait()
     found = losses([json.loads(line) for line in log.read_text().splitlines()])
     expected = losses(log_of("1-short"))
     assert [found[step] for step in range(1, N_STEPS + 1)] == [expected[step] for step in range(1, N_STEPS + 1)]

@@ -12,7 +12,7 @@ from lucid.autograd import apply, no_grad
 from lucid.models.bert.backbone import BERT, Trace, check_table, make_trace, resized, unpack
 from lucid.models.bert.config import BERTConfig
 from lucid.models.bert.fill_mask import FillMask
-from lucid.models.bert.masking import TokenMasking
+from lucid.models.bert.masking import MASK_TOKEN_ID, TokenMasking
 from lucid.models.bert.packing import PackedBatch, TokenRows, integers, want_range
 from lucid.models.bert.room import room_for
 from lucid.models.bert.texts import TextMethods
@@ -26,7 +26,7 @@ from lucid.ops.rows import scatter_rows
 from lucid.tensor import Tensor
 
 # Of the released BERT vocabularies: [UNK], [CLS], [SEP], [MASK]; beside them stands the padding.
-_USUAL_SPECIAL_IDS = (100, 101, 102, 103)
+_USUAL_SPECIAL_IDS = (100, 101, 102, MASK_TOKEN_ID)
 
 
 class MaskedLMOutput(NamedTuple):

@@ -11,7 +11,8 @@ from lucid.ops.mlm_mask import mlm_mask
 from lucid.random import resolve_seed
 from lucid.tensor import Tensor
 
-_MASK_TOKEN_ID = 103  # of the released BERT vocabularies
+MASK_TOKEN_ID = 103
+"""Of the released BERT vocabularies."""
 
 
 class TokenMasking:
@@ -23,7 +24,7 @@ class TokenMasking:
         attention_mask: Any = None,
         special_tokens_mask: Any = None,
         *,
-        mask_token_id: int = _MASK_TOKEN_ID,
+        mask_token_id: int = MASK_TOKEN_ID,
         mlm_probability: float = 0.15,
         mask_replace_prob: float = 0.8,
         random_replace_prob: float = 0.1,
@@ -38,7 +39,8 @@ class TokenMasking:
         attention_mask : 0 and 1, shape (B, S), optional. Padding is never chosen.
         special_tokens_mask : 0 and 1, shape (B, S), optional. 1 is never chosen. Default: the model's
             special tokens, which are never drawn as random words either.
-        mask_token_id : int. Of [MASK]; the default stands for the tokenizer's where the model has one.
+        mask_token_id : int. What stands for a masked token. 103, the default, stands for the tokenizer's [MASK] where the model
+            has a tokenizer, whatever its word 103 is.
         mlm_probability : float. That a token is chosen.
         mask_replace_prob, random_replace_prob : float. That a chosen token becomes [MASK], or a random
             word; else it stays as it is.
@@ -59,7 +61,7 @@ class TokenMasking:
         ids = integers("input_ids", input_ids)
         is_real = attention_cells(attention_mask, ids.shape)
         want_range("input_ids", ids, is_real, self.config.vocab_size, "the vocabulary has that many words")
-        if mask_token_id == _MASK_TOKEN_ID and self.tokenizer is not None:
+        if mask_token_id == MASK_TOKEN_ID and self.tokenizer is not None:
             mask_token_id = self.tokenizer.mask_token_id
         if special_tokens_mask is None:
             may_mask = is_real & ~np.isin(ids, self.special_token_ids)
