@@ -4,7 +4,7 @@ import lucid.models as models
 
 model = models.from_builtin()
 
-for text in ("The [MASK] rises in the east.", "Water boils at a high [MASK].", "Supply and [MASK] determine the price."):
+for text in ("The [MASK] pumps blood through the body.", "World War [MASK] ended in 1945.", "He opened the [MASK] and went in."):
     guesses = model.fill_mask(text, top_k=3)[0]  # one list for each mask
     print(text, *(f"{guess.token_str} {guess.score:.2f}" for guess in guesses), sep="  ")
 
