@@ -97,7 +97,7 @@ def test_no_room_is_not_the_librarys_fault(monkeypatch: pytest.MonkeyPatch) -> N
     assert library.does("kind", Work(), work)
 
 
-def test_nearness() -> None:
+def test_nearness(emulated: None) -> None:
     want = np.ones(4, np.float32)
     check_near("y", want + np.float32(1e-5), want)
     for wrong in (want * 2, np.full(4, np.nan, np.float32)):
