@@ -19,7 +19,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 def test_the_same_loss_on_the_same_masks(tmp_path):
     data, validation = tmp_path / "train.txt", tmp_path / "validation.txt"
     texts.write(data, texts.documents(1, 60))
-    texts.write(validation, texts.documents(2, 30))
+    texts.write(validation, texts.documents(2, 60))
     texts.tokenizer().save_pretrained(tmp_path / "tokenizer")
     options = PretrainOptions(
         data=(str(data),),
