@@ -20,6 +20,9 @@ Model = Annotated[
         help="Checkpoint folder, folder of a run, or a name on the hub. [dim]builtin comes with lucid.[/dim]",
     ),
 ]
+Checkpoint = Annotated[
+    str, typer.Argument(metavar="DIR", envvar="LUCID_MODEL", help="Checkpoint folder, folder of a run, or a name on the hub.")
+]
 File = Annotated[
     Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read texts from FILE, one a line. [dim]- is standard input.[/dim]")
 ]
@@ -30,15 +33,15 @@ Device = Annotated[str, typer.Option("--device", help="cpu or gpu.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="On the GPU: float32, bfloat16 or float16. [dim]Default: float32.[/dim]")]
 
 
-def folder_of_run(model: str) -> Path | None:
-    """Return the model of a run's folder: the finished one, or that of its newest checkpoint; None if it is no run's folder."""
+def checkpoint_named(model: str) -> str | Path:
+    """Return what --model names; where that is the folder of a run, its model: the finished one, or its newest checkpoint."""
     from lucid.hub import BUILTIN
 
     if model == BUILTIN or not Path(model, "pretrain.toml").exists():  # asked first: training takes its time to import
-        return None
+        return model
     from lucid.training.loop import model_of_run
 
-    return model_of_run(Path(model))
+    return model_of_run(Path(model)) or model
 
 
 def load_masked_lm(folder: str | Path, device: str, dtype: str | None, threads: int | None) -> BERTForMaskedLM:

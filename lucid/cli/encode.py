@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lucid.cli.arguments import File, Json, Model, folder_of_run, lines_of
+from lucid.cli.arguments import File, Json, Model, checkpoint_named, lines_of
 from lucid.cli.errors import say
 from lucid.cli.streams import Line, open_lines, run_stream, to_json
 from lucid.hub import BUILTIN
@@ -38,7 +38,7 @@ def encode(
     from lucid.text import BERTTokenizerFast
 
     with open_lines(lines_of(texts, file)) as stream:
-        tokenizer = BERTTokenizerFast.from_pretrained(folder_of_run(model) or model)
+        tokenizer = BERTTokenizerFast.from_pretrained(checkpoint_named(model))
         if stream is not None:
             run_stream(stream, lambda texts: _encoded(tokenizer, texts, special), partial(_record, as_json))
             return

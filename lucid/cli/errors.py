@@ -34,10 +34,8 @@ def one_line_errors() -> Iterator[None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(READER_GONE) from None
     except MemoryError as error:
-        is_gpu = type(error).__name__ in (
-            "DeviceMemoryError",
-            "OutOfMemoryError",
-        )  # lucid's and CuPy's; by name: there may be no need to import it
+        # lucid's and CuPy's; by name: there may be no need to import them.
+        is_gpu = type(error).__name__ in ("DeviceMemoryError", "OutOfMemoryError")
         say(str(error) if is_gpu else "out of memory: give fewer or shorter texts at once, or a smaller --top-k or --beam-width")
         raise typer.Exit(ERROR) from None
     except RuntimeError as error:

@@ -8,16 +8,14 @@ from typing import Annotated
 
 import typer
 
-from lucid.cli.arguments import Device, Dtype, Field, Json, Threads, folder_of_run, load_masked_lm
+from lucid.cli.arguments import Checkpoint, Device, Dtype, Field, Json, Threads, checkpoint_named, load_masked_lm
 from lucid.cli.streams import to_json
 from lucid.hub import BUILTIN
 
 
 def evaluate(
     data: Annotated[list[str], typer.Option("--data", metavar="FILE", help="File, folder or pattern of text; again for more.")],
-    model: Annotated[
-        str, typer.Argument(metavar="DIR", envvar="LUCID_MODEL", help="Checkpoint folder, folder of a run, or a name on the hub.")
-    ] = BUILTIN,
+    model: Checkpoint = BUILTIN,
     max_length: Annotated[int, typer.Option("--max-length", min=4, help="Longest example, in tokens.")] = 128,
     tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Evaluate on so many tokens. [dim]Default: all.[/dim]")] = None,
     masking: Annotated[str, typer.Option("--masking", help="token, word (whole words) or span.")] = "token",
@@ -51,7 +49,7 @@ def evaluate(
     masks = Masking(masking, mask_share)
     sources = find_sources(data)
     check_sources(sources, field)
-    folder = checkpoint_folder(folder_of_run(model) or model)
+    folder = checkpoint_folder(checkpoint_named(model))
     read_config(folder, add_pooling_layer=False)
     loaded = load_masked_lm(folder, device, dtype, threads)
     tokenizer = loaded.tokenizer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from lucid.cli.arguments import Device, Dtype, File, Json, Model, Threads, folder_of_run, lines_of, load_masked_lm
+from lucid.cli.arguments import Device, Dtype, File, Json, Model, Threads, checkpoint_named, lines_of, load_masked_lm
 from lucid.cli.errors import say
 from lucid.cli.streams import Line, open_lines, run_stream, to_json
 from lucid.hub import BUILTIN
@@ -59,7 +59,7 @@ def fill_mask(
     """
     words = None if targets is None else _words(targets)
     with open_lines(lines_of(texts, file)) as stream:
-        masked_lm = load_masked_lm(folder_of_run(model) or model, device, dtype, threads)
+        masked_lm = load_masked_lm(checkpoint_named(model), device, dtype, threads)
         settings: dict[str, Any] = {
             "top_k": top_k or (len(words) if words else 5),
             "targets": words,

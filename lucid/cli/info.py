@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lucid.cli.arguments import Json, folder_of_run
+from lucid.cli.arguments import Checkpoint, Json, checkpoint_named
 from lucid.cli.errors import ERROR
 from lucid.cli.streams import to_json
 from lucid.hub import BUILTIN
@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 
 
 def info(
-    model: Annotated[
-        str,
-        typer.Argument(metavar="DIR", envvar="LUCID_MODEL", help="Checkpoint folder, folder of a run, or a name on the hub."),
-    ] = BUILTIN,
+    model: Checkpoint = BUILTIN,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -55,7 +52,7 @@ def _facts(folder_or_hub_id: str) -> tuple[dict[str, Any], list[StoredTensor]]:
     from lucid.models.checkpoint import check_tensors, list_tensors
     from lucid.models.config_file import read_config
 
-    folder = checkpoint_folder(folder_of_run(folder_or_hub_id) or folder_or_hub_id)
+    folder = checkpoint_folder(checkpoint_named(folder_or_hub_id))
     config = read_config(folder, add_pooling_layer=False)
     stored = list_tensors(folder)
     model = BERTForMaskedLM(config)

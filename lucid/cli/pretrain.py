@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lucid.cli.arguments import Threads, folder_of_run
+from lucid.cli.arguments import Threads, checkpoint_named
 from lucid.hub import BUILTIN
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _absolute(values: dict[str, Any]) -> dict[str, Any]:
             found[name] = tuple(os.path.abspath(path) for path in found[name])
     for name in ("tokenizer", "from_checkpoint"):
         if found.get(name) is not None:
-            found[name] = os.fspath(folder_of_run(found[name]) or found[name])
+            found[name] = os.fspath(checkpoint_named(found[name]))
     for name in ("tokenizer", "size", "from_checkpoint", "cache"):
         path = found.get(name)
         if path is not None and path != BUILTIN and (name == "cache" or os.path.exists(path)):
