@@ -34,14 +34,13 @@ def _check_scatter(x: Array, *, rows: Array, n_rows: int) -> None:
 
 def _scatter(x: Array, *, rows: Array, n_rows: int, keep: bool) -> tuple[Array, Any]:
     if len(rows) == n_rows:
-        return x, (rows, x.shape)
+        return x, rows
     y = np.zeros((n_rows, x.shape[1]), np.float32)
     y[rows] = x
-    return y, (rows, y.shape)
+    return y, rows
 
 
-def _scatter_backward(saved: tuple[Array, tuple[int, int]], d_y: Array) -> tuple[Array]:
-    rows, _ = saved
+def _scatter_backward(rows: Array, d_y: Array) -> tuple[Array]:
     return (np.take(d_y, rows, axis=0),)
 
 
