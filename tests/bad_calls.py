@@ -37,6 +37,7 @@ from lucid.ops.cross_entropy import cross_entropy
 from lucid.ops.decoder import decoder_cross_entropy, decoder_loss, decoder_top_k
 from lucid.ops.dropout import dropout
 from lucid.ops.embedding import embedding
+from lucid.ops.encoder import LayerWeights, encoder
 from lucid.ops.layer_norm import layer_norm
 from lucid.ops.linear import PackedWeight, linear
 from lucid.ops.mlm_mask import mlm_mask
@@ -581,6 +582,42 @@ class World:
             return one(rng, junk(rng), 0.1, own, *(AttentionDropout(**{**own, name: by_kind(rng, own[name])}) for _ in range(4)))
 
         call.add(spoil, dropout=one(rng, None, AttentionDropout(**own)))
+        return call
+
+    def op_encoder(self, rng: Rng) -> Call:
+        lengths = rng.integers(0, 4, int(rng.integers(0, 4)))
+        starts, inner = starts_of(lengths), int(rng.integers(1, 60))
+        pack, width = PackedWeight.pack, 2 * HEADS
+        own = {
+            "n_heads": HEADS,
+            "activation": one(rng, "gelu", "relu", "tanh"),
+            "qkv": pack(floats(rng, 3 * width, width)),
+            "qkv_bias": floats(rng, 3 * width),
+            "dense": pack(floats(rng, width, width)),
+            "dense_bias": floats(rng, width),
+            "attention_gain": floats(rng, width),
+            "attention_offset": floats(rng, width),
+            "attention_eps": 1e-5,
+            "dense_in": pack(floats(rng, inner, width)),
+            "in_bias": floats(rng, inner),
+            "dense_out": pack(floats(rng, width, inner)),
+            "out_bias": floats(rng, width),
+            "gain": floats(rng, width),
+            "offset": floats(rng, width),
+            "eps": 1e-5,
+        }
+
+        def use(changes: Any, x: Any, starts: Any, layers: Any) -> Any:
+            return encoder(x, layers=[LayerWeights(**{**own, **changes})] if layers is None else layers, starts=starts)
+
+        def spoil(rng: Rng, value: Any) -> Any:
+            name = one(rng, *own)
+            return {name: one(rng, junk(rng), by_kind(rng, own[name]), one(rng, *own.values()), pack(floats(rng, 3, 2)))}
+
+        call = Call(use, {})
+        call.add(spoil, changes={})
+        call.add(by_kind, x=floats(rng, int(starts[-1]), width), starts=starts)
+        call.add(instead([], [None], [own], (), "", 1), layers=None)
         return call
 
     def op_attention_map(self, rng: Rng) -> Call:

@@ -17,6 +17,7 @@ from lucid.ops.cross_entropy import cross_entropy
 from lucid.ops.decoder import decoder_cross_entropy, decoder_loss, decoder_top_k
 from lucid.ops.dropout import dropout
 from lucid.ops.embedding import embedding
+from lucid.ops.encoder import LayerWeights, encoder
 from lucid.ops.layer_norm import layer_norm
 from lucid.ops.linear import PackedWeight, linear
 from lucid.ops.mlm_mask import mlm_mask
@@ -57,11 +58,13 @@ class Call:
         return Call(arrays, {**self.params, **{name: value for name, value in changed.items() if name not in arrays}}, self.packed)
 
     def map(self, change: Callable[[np.ndarray], np.ndarray]) -> Call:
-        """Change every array, those inside an AttentionDropout too."""
+        """Change every array, those inside an AttentionDropout or LayerWeights too."""
 
         def apply(value: Any) -> Any:
-            if isinstance(value, AttentionDropout):
-                return dataclasses.replace(value, **{f.name: apply(getattr(value, f.name)) for f in dataclasses.fields(value)})
+            if isinstance(value, (AttentionDropout, LayerWeights)):
+                return dataclasses.replace(value, **{f.name: apply(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init})
+            if isinstance(value, list):
+                return [apply(item) for item in value]
             return change(value) if isinstance(value, np.ndarray) else value
 
         return Call({n: apply(v) for n, v in self.arrays.items()}, {n: apply(v) for n, v in self.params.items()}, self.packed)
@@ -307,6 +310,44 @@ def _reshape(shape: tuple[int, ...], new_shape: tuple[int, ...]) -> Case:
     return Case(reshape, f"{shape}-{new_shape}", build, reference.reshape, exact)
 
 
+def layer_weights(rng: Rng, n_heads: int, width: int, inner: int, activation: str = "gelu") -> LayerWeights:
+    def packed(n: int, k: int) -> PackedWeight:
+        return PackedWeight.pack(normal(rng, n, k, scale=k**-0.5))
+
+    return LayerWeights(
+        n_heads,
+        activation,
+        packed(3 * width, width),
+        normal(rng, 3 * width),
+        packed(width, width),
+        normal(rng, width),
+        normal(rng, width),
+        normal(rng, width),
+        1e-5,
+        packed(inner, width),
+        normal(rng, inner),
+        packed(width, inner),
+        normal(rng, width),
+        normal(rng, width),
+        normal(rng, width),
+        1e-6,
+    )
+
+
+def _encoder(n_heads: int, head_width: int, inner: tuple[int, ...], lengths: tuple[int, ...], activation: str = "gelu") -> Case:
+    """A layer for each width in `inner`."""
+
+    def build(rng: Rng) -> Call:
+        width = n_heads * head_width
+        layers = [layer_weights(rng, n_heads, width, n, activation) for n in inner]
+        return Call({"x": normal(rng, sum(lengths), width)}, {"layers": layers, "starts": starts_of(lengths)})
+
+    def bound(x: Array, **_: Any) -> float:
+        return float(256 * x.shape[1] ** 0.5 * reference.U)
+
+    return Case(encoder, f"{n_heads}x{head_width}-{inner}-{lengths}-{activation}", build, reference.encoder, bound)
+
+
 def _attention_map(n_heads: int, head_width: int, lengths: tuple[int, ...], length: int) -> Case:
     def build(rng: Rng) -> Call:
         columns = [np.sort(rng.permutation(length)[:n]) for n in lengths]
@@ -427,6 +468,11 @@ CASES: tuple[Case, ...] = (
     _scale(0, 3),
     _reshape((5, 6), (3, 10)),
     _reshape((0, 6), (2, 0, 3)),
+    _encoder(3, 5, (31,), (4, 3, 6)),
+    _encoder(1, 1, (1,), (1,)),
+    _encoder(2, 8, (16,), (0, 0)),
+    _encoder(2, 13, (7, 130), (0, 5, 0, 2), "relu"),
+    _encoder(4, 64, (1024, 256), (129, 1, 70)),
     _attention_map(3, 5, (4, 3, 6), 8),
     _attention_map(1, 1, (1,), 1),
     _attention_map(2, 13, (0, 5), 7),

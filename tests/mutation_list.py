@@ -44,6 +44,16 @@ def gpu_tests(words: str) -> tuple[str, ...]:
 
 
 MUTATIONS: list[Mutation] = [
+    # The fused layers
+    *_of(
+        "lucid/_ext/encoder.pyx",
+        CONTRACT,
+        "-k",
+        "encoder",
+        residual_forgotten=("rows_times(layer.to_out, wide, n_rows, y, total,", "rows_times(layer.to_out, wide, n_rows, NULL, total,"),
+        first_input_again=("        rows = po", "        rows = &x[0, 0]"),
+    ),
+    *_of("lucid/nn/derived.py", "tests/models/test_fused.py", old_weights_kept=("            _made.clear()", "            pass")),
     # Attention
     *_of(
         "lucid/_ext/attention.pyx",

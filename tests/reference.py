@@ -405,6 +405,15 @@ def reshape(x: Array, *, shape: tuple[int, ...]) -> Array:
     return x.reshape(shape)
 
 
+def encoder(x: Array, *, layers: Any, starts: Array) -> Array:
+    for w in layers:
+        context = attention(linear(x, w.qkv.unpack(), w.qkv_bias), n_heads=w.n_heads, key_starts=starts)
+        h = layer_norm(linear(context, w.dense.unpack(), w.dense_bias), w.attention_gain, w.attention_offset, x, eps=w.attention_eps)
+        inner = linear(h, w.dense_in.unpack(), w.in_bias, activation=w.activation)
+        x = layer_norm(linear(inner, w.dense_out.unpack(), w.out_bias), w.gain, w.offset, h, eps=w.eps)
+    return x
+
+
 def attention_map(qkv: Array, *, n_heads: int, starts: Array, columns: Array, length: int) -> Array:
     """Softmax(Q . Kᵀ / sqrt(D)) at (query column, key column), pair by pair."""
     width = qkv.shape[1] // 3

@@ -131,10 +131,8 @@ def attention_forward(
     query_columns, key_columns, examples : for dropout, else None; where a token stands, and in which example
     """
     cdef AttentionCall call
-    cdef Py_ssize_t n_sequences = query_starts.shape[0] - 1, n_queries = out.shape[0]
-    cdef Py_ssize_t b, most_keys = 0, most_chunks = 0, task, per_thread, wide
-    cdef float *scratch
-    if n_queries == 0 or out.shape[1] == 0:
+    cdef bint is_done
+    if out.shape[0] == 0 or out.shape[1] == 0:
         return
     call.q = &q[0, 0]
     call.k = &k[0, 0]
@@ -156,21 +154,35 @@ def attention_forward(
     if call.threshold:
         call.query_columns = &query_columns[0]
         call.key_columns = &key_columns[0]
-    cdef const int32_t *ps = &query_starts[0]
+    cdef const int32_t *pq = &query_starts[0]
     cdef const int32_t *pk = &key_starts[0]
     cdef const int32_t *pe = &examples[0] if examples is not None else NULL
+    with nogil:
+        is_done = attend_all(&call, pq, pk, pe, query_starts.shape[0] - 1, n_threads)
+    if not is_done:
+        raise MemoryError("attention: no memory for the keys and values of a head")
+
+
+cdef bint attend_all(
+    const AttentionCall *call, const int32_t *query_starts, const int32_t *key_starts, const int32_t *examples,
+    Py_ssize_t n_sequences, int n_threads,
+) noexcept nogil:
+    """Every head of every sequence. False if there is no memory for a head's keys and values."""
+    cdef Py_ssize_t b, most_keys = 0, most_chunks = 0, task, per_thread
+    cdef Py_ssize_t wide = (call.head_width + PANEL - 1) // PANEL * PANEL
+    cdef float *scratch
     for b in range(n_sequences):
-        most_keys = max(most_keys, pk[b + 1] - pk[b])
-        most_chunks = max(most_chunks, (ps[b + 1] - ps[b] + QUERY_CHUNK - 1) // QUERY_CHUNK)
-    wide = (call.head_width + PANEL - 1) // PANEL * PANEL
+        most_keys = max(most_keys, key_starts[b + 1] - key_starts[b])
+        most_chunks = max(most_chunks, (query_starts[b + 1] - query_starts[b] + QUERY_CHUNK - 1) // QUERY_CHUNK)
     per_thread = ((most_keys + PANEL) * call.head_width + most_keys * wide + QUERY_BLOCK * (KEY_BLOCK + wide) + 63) // 64 * 64
     scratch = <float *> malloc(per_thread * n_threads * sizeof(float))
     if scratch is NULL:
-        raise MemoryError(f"attention: no memory for {per_thread * n_threads * 4} bytes of keys and values")
+        return False
     # Dynamic: the cost of a sequence grows with the square of its length. The order changes no bit.
-    for task in prange(n_sequences * most_chunks * n_heads, nogil=True, schedule="dynamic", num_threads=n_threads):
-        attend_task(&call, ps, pk, pe, most_chunks, task, scratch + threadid() * per_thread)
+    for task in prange(n_sequences * most_chunks * call.n_heads, schedule="dynamic", num_threads=n_threads):
+        attend_task(call, query_starts, key_starts, examples, most_chunks, task, scratch + threadid() * per_thread)
     free(scratch)
+    return True
 
 
 cdef void attend_task(

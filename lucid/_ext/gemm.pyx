@@ -71,7 +71,8 @@ cdef inline void tile(
     """
     cdef TileRow r0, r1, r2, r3, r4, r5, r6, r7
     cdef vf b0, b1, b2
-    cdef const float *a4 = a + 4 * a_stride
+    cdef const float *a3 = a + 3 * a_stride
+    cdef const float *a6 = a + 6 * a_stride
     cdef Py_ssize_t _step
     cdef int u
     r0 = r1 = r2 = r3 = r4 = r5 = r6 = r7 = zeros()
@@ -85,6 +86,10 @@ cdef inline void tile(
         for u in range(lines):
             PREFETCH(next_panel + u * LINE)
         next_panel += lines * LINE
+        KEEP(a)  # three bases and a stride address all rows; GCC would make a pointer for each and spill them
+        KEEP(a3)
+        KEEP(a6)
+        KEEP(a_stride)
         for u in range(unroll):
             b0 = load(b)
             if vectors > 1:
@@ -97,15 +102,16 @@ cdef inline void tile(
             if rows > 2:
                 add_products(vectors, &r2, a[2 * a_stride + u], b0, b1, b2)
             if rows > 3:
-                add_products(vectors, &r3, a[3 * a_stride + u], b0, b1, b2)
+                add_products(vectors, &r3, a3[u], b0, b1, b2)
             if rows > 4:
-                add_products(vectors, &r4, a4[u], b0, b1, b2)
-                add_products(vectors, &r5, a4[a_stride + u], b0, b1, b2)
-                add_products(vectors, &r6, a4[2 * a_stride + u], b0, b1, b2)
-                add_products(vectors, &r7, a4[3 * a_stride + u], b0, b1, b2)
+                add_products(vectors, &r4, a3[a_stride + u], b0, b1, b2)
+                add_products(vectors, &r5, a3[2 * a_stride + u], b0, b1, b2)
+                add_products(vectors, &r6, a6[u], b0, b1, b2)
+                add_products(vectors, &r7, a6[a_stride + u], b0, b1, b2)
             b += PANEL
         a += unroll
-        a4 += unroll
+        a3 += unroll
+        a6 += unroll
     put(vectors, c, r0, add)
     if rows > 1:
         put(vectors, c + c_stride, r1, add)
@@ -345,6 +351,45 @@ cdef void split(Py_ssize_t row_tiles, Py_ssize_t n_panels, int n_threads, int *r
             row_parts[0] = n_threads // parts
 
 
+cdef struct Gemm:
+    const float *a             # [M, K] of rows `a_stride` apart, or [K, M] if it is transposed
+    Py_ssize_t a_stride
+    bint is_transposed
+    const float *panels
+    Py_ssize_t k
+    float *c                   # [M, N]: columns [first_column, first_column + N) of the panels
+    Py_ssize_t m
+    Py_ssize_t n
+    Py_ssize_t first_column
+    bint accumulate            # add to what C holds
+    Epilogue epilogue
+
+
+cdef bint multiply(const Gemm *g, int n_threads) noexcept nogil:
+    """C = activation([C +] A . B + bias) + residual. False if there is no memory for the blocks of a transposed A."""
+    cdef int row_parts = 1, panel_parts = 1, task
+    cdef Py_ssize_t first_panel = g.first_column // PANEL
+    cdef Py_ssize_t n_panels = (g.first_column + g.n + PANEL - 1) // PANEL - first_panel
+    cdef Py_ssize_t row_tiles = (g.m + TILE_ROWS - 1) // TILE_ROWS
+    cdef float *blocks = NULL
+    split(row_tiles, n_panels, n_threads, &row_parts, &panel_parts)
+    if g.is_transposed:
+        blocks = <float *> malloc(row_parts * panel_parts * M_BLOCK * K_BLOCK * sizeof(float))
+        if blocks is NULL:
+            return False
+    for task in prange(row_parts * panel_parts, schedule="static", num_threads=n_threads):
+        product(
+            g.a, g.a_stride, g.is_transposed, g.panels, g.k, g.c, g.n,
+            row_tiles * (task // panel_parts) // row_parts * TILE_ROWS,
+            min(g.m, row_tiles * (task // panel_parts + 1) // row_parts * TILE_ROWS), g.first_column,
+            first_panel + n_panels * (task % panel_parts) // panel_parts,
+            first_panel + n_panels * (task % panel_parts + 1) // panel_parts,
+            g.n, g.accumulate, &g.epilogue, blocks + (task * M_BLOCK * K_BLOCK if g.is_transposed else 0),
+        )
+    free(blocks)
+    return True
+
+
 def gemm(
     const float[:, :] a, const float[:, :, ::1] panels, const float[::1] bias, const float[:, :] residual,
     float[:, ::1] out, Py_ssize_t first_column, int activation, bint transpose_a, bint accumulate, int n_threads,
@@ -359,40 +404,30 @@ def gemm(
     residual : (M, N), unit stride along the last axis, or None
     out : (M, N); may not overlap the inputs. With `accumulate` the product is added to what it holds.
     """
-    cdef Py_ssize_t m = out.shape[0], n = out.shape[1], k = panels.shape[1]
-    cdef Epilogue epilogue
-    cdef int row_parts = 1, panel_parts = 1, task
-    cdef Py_ssize_t first_panel = first_column // PANEL
-    cdef Py_ssize_t n_panels = (first_column + n + PANEL - 1) // PANEL - first_panel
-    cdef Py_ssize_t row_tiles = (m + TILE_ROWS - 1) // TILE_ROWS
-    cdef float *blocks = NULL
-    if m == 0 or n == 0:
+    cdef Gemm g
+    cdef bint is_done
+    if out.shape[0] == 0 or out.shape[1] == 0:
         return
-    if k == 0:
+    if panels.shape[1] == 0:
         raise ValueError("gemm needs K >= 1")
-    cdef const float *pa = &a[0, 0]
-    cdef Py_ssize_t a_stride = a.strides[0] // <Py_ssize_t> sizeof(float)
-    cdef const float *pb = &panels[0, 0, 0]
-    cdef float *pc = &out[0, 0]
-    epilogue.bias = &bias[0] if bias is not None else NULL
-    epilogue.residual = &residual[0, 0] if residual is not None else NULL
-    epilogue.residual_stride = residual.strides[0] // <Py_ssize_t> sizeof(float) if residual is not None else 0
-    epilogue.activation = activation
-    split(row_tiles, n_panels, n_threads, &row_parts, &panel_parts)
-    if transpose_a:
-        blocks = <float *> malloc(row_parts * panel_parts * M_BLOCK * K_BLOCK * sizeof(float))
-        if blocks is NULL:
-            raise MemoryError("gemm: no memory for the blocks of a transposed operand")
-    for task in prange(row_parts * panel_parts, nogil=True, schedule="static", num_threads=n_threads):
-        product(
-            pa, a_stride, transpose_a, pb, k, pc, n,
-            row_tiles * (task // panel_parts) // row_parts * TILE_ROWS,
-            min(m, row_tiles * (task // panel_parts + 1) // row_parts * TILE_ROWS), first_column,
-            first_panel + n_panels * (task % panel_parts) // panel_parts,
-            first_panel + n_panels * (task % panel_parts + 1) // panel_parts,
-            n, accumulate, &epilogue, blocks + (task * M_BLOCK * K_BLOCK if transpose_a else 0),
-        )
-    free(blocks)
+    g.a = &a[0, 0]
+    g.a_stride = a.strides[0] // <Py_ssize_t> sizeof(float)
+    g.is_transposed = transpose_a
+    g.panels = &panels[0, 0, 0]
+    g.k = panels.shape[1]
+    g.c = &out[0, 0]
+    g.m = out.shape[0]
+    g.n = out.shape[1]
+    g.first_column = first_column
+    g.accumulate = accumulate
+    g.epilogue.bias = &bias[0] if bias is not None else NULL
+    g.epilogue.residual = &residual[0, 0] if residual is not None else NULL
+    g.epilogue.residual_stride = residual.strides[0] // <Py_ssize_t> sizeof(float) if residual is not None else 0
+    g.epilogue.activation = activation
+    with nogil:
+        is_done = multiply(&g, n_threads)
+    if not is_done:
+        raise MemoryError("gemm: no memory for the blocks of a transposed operand")
 
 
 def pack_rows(const float[:, :] w, float[:, :, ::1] panels, int n_threads):

@@ -25,6 +25,15 @@ cdef inline void add_row(const float *a, const float *b, float *y, Py_ssize_t n)
         y[i] = a[i] + b[i]
 
 
+cdef void normalise(
+    const float *x, float *y, Py_ssize_t n_rows, Py_ssize_t n, const float *gain, const float *bias, float eps, int n_threads,
+) noexcept nogil:
+    """y[t] = LayerNorm(x[t]); y may be x."""
+    cdef Py_ssize_t t
+    for t in prange(n_rows, schedule="static", num_threads=n_threads):
+        normalise_row(x + t * n, y + t * n, n, gain, bias, eps, NULL, NULL)
+
+
 def layer_norm_forward(
     const float[:, ::1] x, const float[:, ::1] residual, const float[::1] gain, const float[::1] bias, float eps,
     float[:, ::1] y, float[:, ::1] total, float[::1] mean, float[::1] rstd, int n_threads,

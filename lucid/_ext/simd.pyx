@@ -84,6 +84,8 @@ cdef extern from *:
     #else
     #define ACCUMULATE(c, x, b) ((c) = fma_(x, b, c))
     #endif
+    /* An integer or a pointer that GCC must have in a register here, and may not work out anew from others. */
+    #define KEEP(p) __asm__("" : "+r"(p))
     #define PREFETCH(p) __builtin_prefetch((p), 0, 2)
     #define PREFETCH_WRITE(p) __builtin_prefetch((p), 1, 3)
 
@@ -133,6 +135,7 @@ cdef extern from *:
     vi less(vf a, vf b) noexcept nogil
     float fma1(float a, float b, float c) noexcept nogil
     void ACCUMULATE(vf c, vf x, vf b) noexcept nogil
+    void KEEP "KEEP"(...) noexcept nogil
     void PREFETCH(const void *p) noexcept nogil
     void PREFETCH_WRITE(const void *p) noexcept nogil
     ctypedef float v4  # four floats, whatever LANES is

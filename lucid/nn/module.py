@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from lucid.device import Device, check_device, on_host, real_type
+from lucid.nn.derived import changed
 from lucid.nn.parameter import Parameter
 
 
@@ -31,6 +32,8 @@ class Module:
                     raise AttributeError(f"call super().__init__() before setting {name!r}")
                 self.__dict__[members][name] = value
         super().__setattr__(name, value)
+        if not name.startswith("_"):
+            changed()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run `forward`."""

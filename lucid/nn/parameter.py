@@ -11,6 +11,7 @@ from weakref import WeakSet
 import numpy as np
 
 from lucid.device import Device, is_on_gpu, moved, on_host, real_type
+from lucid.nn.derived import changed
 from lucid.nn.init import Initializer
 from lucid.ops.linear import PackedWeight
 from lucid.tensor import Tensor, as_array
@@ -124,12 +125,15 @@ class Parameter(Tensor):
             self._device, self._packed, self._view, self._copy = device, None, None, None
             if self.grad is not None:
                 self.grad = moved(self.grad, device)
+            changed()
 
     def row_major(self) -> Any:
         """Return the values as `array` does, and keep them in this layout from now on."""
         with self._lock:
             self._array = self._values()
-            self._packed = None
+            if self._packed is not None:
+                self._packed = None
+                changed()
             return _read_only(self._array)
 
     def move_like(self, other: Parameter) -> None:
@@ -178,6 +182,7 @@ class Parameter(Tensor):
         with self._lock:
             self._array, self._view, self._packed, self._copy = moved(array, self._device), None, None, None
             self.version += 1
+            changed()
 
     def adopt_packed(self, weight: PackedWeight) -> None:
         """Take over a packed weight of the right shape, which nobody else may write."""
@@ -187,6 +192,7 @@ class Parameter(Tensor):
         with self._lock:
             self._array, self._view, self._packed = None, None, weight
             self.version += 1
+            changed()
 
     @contextmanager
     def write(self) -> Iterator[Any]:
@@ -209,6 +215,7 @@ class Parameter(Tensor):
             finally:
                 # Only now: whoever read inside may have changed the layout.
                 self._array, self._view, self._packed, self._copy = array, None, None, copy
+                changed()
 
     def __repr__(self) -> str:
         return f"Parameter(shape={self.shape})"

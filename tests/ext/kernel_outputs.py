@@ -197,6 +197,24 @@ class Outputs:
                         self.kernels.attention_forward(*operands, out, lse, *dropout, self.n_threads)
                         yield {"operands": operands, "out": out, "lse": lse, "dropout": dropout}
 
+    def encoder_forward(self, inputs: Inputs) -> Iterator[Any]:
+        for lengths in SEQUENCES:
+            for n_heads, head_width in HEADS:
+                n, width, inner = sum(lengths), n_heads * head_width, 2 * n_heads * head_width + 1
+                shapes = [(3 * width, width), (width, width), (inner, width), (width, inner)]
+                layers = []
+                for activation in (1, 3):
+                    packed = [(self._packed(inputs.floats(*shape, scale=shape[1] ** -0.5)), inputs.floats(shape[0])) for shape in shapes]
+                    to_qkv, dense, dense_in, dense_out = packed
+                    norms = [(inputs.floats(width), inputs.floats(width), 1e-5) for _ in range(2)]
+                    weights = (*to_qkv, *dense, *norms[0], *dense_in, *dense_out, *norms[1])
+                    layers.append(self.kernels.EncoderLayer(n_heads, 1 / np.sqrt(head_width), activation, *weights))
+                scratch, out = nothing(n * (width + max(4 * width, inner))), nothing(n, width)
+                self.kernels.encoder_forward(
+                    layers, inputs.floats(n, width), starts_of(lengths), scratch, out, self.n_threads, self.n_threads
+                )
+                yield (out,)
+
     def cross_entropy_forward(self, inputs: Inputs) -> Iterator[Any]:
         for n in (*WIDTHS, 1021):
             losses, lse = nothing(7), nothing(7)

@@ -23,6 +23,7 @@ from lucid.ops.cross_entropy import cross_entropy
 from lucid.ops.decoder import decoder_cross_entropy, decoder_loss, decoder_top_k
 from lucid.ops.dropout import dropout
 from lucid.ops.embedding import embedding
+from lucid.ops.encoder import encoder
 from lucid.ops.layer_norm import layer_norm
 from lucid.ops.linear import linear
 from lucid.ops.mlm_mask import mlm_mask
@@ -354,6 +355,9 @@ BAD: tuple[Bad, ...] = (
     *_each(total, "divisor", (0.0, -1.0, 5e-324, math.nan), ValueError),
     *_each(scale, "factor", ("2", None), TypeError),
     *_each(reshape, "shape", ((4, 31), (-1, 5)), ValueError),
+    Bad(encoder, "x", lambda x: x[:, :12], ValueError),
+    Bad(encoder, "starts", _put(99, 1), ValueError),
+    *_each(encoder, "layers", (None, [], "layers", [None]), TypeError),
     *_each(attention_map, "n_heads", (0, -1, 4), ValueError),
     Bad(attention_map, "columns", _cut, ValueError),
     Bad(attention_map, "columns", _put(8, 0), IndexError, "limit"),

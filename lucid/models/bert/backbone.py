@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lucid.autograd import apply, recompute
+from lucid.autograd import apply, is_grad_enabled, recompute
 from lucid.device import device_of
 from lucid.models.bert.config import BERTConfig
 from lucid.models.bert.embed import Embed
@@ -20,9 +20,11 @@ from lucid.models.bert.packing import PackedBatch, TokenRows, pack
 from lucid.models.bert.room import room_for
 from lucid.models.pretrained import PretrainedModel, folder_has_pooler
 from lucid.nn import Dropout, Embedding, LayerNorm, Linear, Module, ModuleList, init
+from lucid.nn.derived import derived
 from lucid.ops.attention import AttentionDropout, attention
 from lucid.ops.attention_map import attention_map
 from lucid.ops.embedding import embedding
+from lucid.ops.encoder import LayerWeights, encoder
 from lucid.ops.reshape import reshape
 from lucid.ops.rows import gather_rows, scatter_rows
 from lucid.random import Purpose, resolve_seed, stream
@@ -176,6 +178,41 @@ class BERTLayer(Module):
         hidden = self.attention(hidden, batch, rows, trace)
         return self.feed_forward(hidden, batch if rows is None else batch.take(rows))  # type: ignore[no-any-return]
 
+    def weights(self) -> LayerWeights | None:
+        """Return what `forward` computes with, or None where that is more than the op `encoder` does.
+
+        Something is in train mode, lives on the GPU, or was replaced by what behaves otherwise.
+        """
+        attention, feed_forward = self.attention, self.feed_forward
+        qkv, dense, norm = attention.qkv, attention.dense, attention.layer_norm
+        dense_in, dense_out, last_norm = feed_forward.dense_in, feed_forward.dense_out, feed_forward.layer_norm
+        parts = (self, attention, qkv, dense, norm, attention.dropout, feed_forward, dense_in, dense_out, last_norm, feed_forward.dropout)
+        if tuple(map(type, parts)) != _LAYER_PARTS or any(part.training or "forward" in vars(part) for part in parts):
+            return None
+        if any(parameter.device != "cpu" for parameter in self.parameters()):
+            return None
+        return LayerWeights(
+            attention.n_heads,
+            feed_forward.activation,
+            qkv.weight.packed(),
+            qkv.bias.operand,
+            dense.weight.packed(),
+            dense.bias.operand,
+            norm.weight.operand,
+            norm.bias.operand,
+            norm.eps,
+            dense_in.weight.packed(),
+            dense_in.bias.operand,
+            dense_out.weight.packed(),
+            dense_out.bias.operand,
+            last_norm.weight.operand,
+            last_norm.bias.operand,
+            last_norm.eps,
+        )
+
+
+_LAYER_PARTS = (BERTLayer, BERTAttention, Linear, Linear, LayerNorm, Dropout, BERTFeedForward, Linear, Linear, LayerNorm, Dropout)
+
 
 class BERTEncoder(Module):
     """The layers.
@@ -185,15 +222,23 @@ class BERTEncoder(Module):
     is_recomputed : bool
         Keep only the hidden state before each layer for backward, and run the layer again there: less memory,
         a third more time.
+    is_fused : bool
+        Run all layers as one operation where that gives the same bits: in eval mode on the CPU, with the modules that this class
+        makes, without a gradient or inner states. False runs the modules one by one there, too.
     """
 
     def __init__(self, config: BERTConfig) -> None:
         super().__init__()
         self.is_recomputed = False
+        self.is_fused = True
         self.layer = ModuleList([BERTLayer(config, i) for i in range(config.num_hidden_layers)])
 
     def forward(self, hidden: Tensor, batch: PackedBatch, rows: TokenRows | None = None, trace: Trace | None = None) -> Tensor:
         """Return the last hidden state; with `rows`, the last layer runs its queries and feed-forward for those only."""
+        if self.is_fused and trace is None and not (hidden.requires_grad and is_grad_enabled()):
+            weights = derived(self, self._weights)
+            if weights is not None:
+                return self._run_fused(weights, hidden, batch, rows)
         *first, last = self.layer
         for layer in first:
             if trace is not None:
@@ -205,6 +250,18 @@ class BERTEncoder(Module):
         if trace is not None:
             trace.hidden_states.append(hidden)
         return last(hidden, batch, rows, trace)  # type: ignore[no-any-return]
+
+    def _run_fused(self, weights: list[LayerWeights], hidden: Tensor, batch: PackedBatch, rows: TokenRows | None) -> Tensor:
+        if rows is None:
+            return apply(encoder, hidden, layers=weights, starts=batch.starts)  # type: ignore[no-any-return]
+        if len(weights) > 1:
+            hidden = apply(encoder, hidden, layers=weights[:-1], starts=batch.starts)
+        return self.layer[-1](hidden, batch, rows)  # type: ignore[no-any-return]
+
+    def _weights(self) -> list[LayerWeights] | None:
+        """Return the layers' weights for the op `encoder`, or None if one of them has to run by itself."""
+        weights = [layer.weights() if isinstance(layer, BERTLayer) else None for layer in self.layer]
+        return None if any(layer is None for layer in weights) else weights  # type: ignore[return-value]
 
 
 class BERTPooler(Module):
