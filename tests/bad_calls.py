@@ -607,8 +607,9 @@ class World:
             "eps": 1e-5,
         }
 
-        def use(changes: Any, x: Any, starts: Any, layers: Any) -> Any:
-            return encoder(x, layers=[LayerWeights(**{**own, **changes})] if layers is None else layers, starts=starts)
+        def use(changes: Any, x: Any, starts: Any, layers: Any, rows: Any, row_starts: Any) -> Any:
+            layers = [LayerWeights(**{**own, **changes})] if layers is None else layers
+            return encoder(x, layers=layers, starts=starts, rows=rows, row_starts=row_starts)
 
         def spoil(rng: Rng, value: Any) -> Any:
             name = one(rng, *own)
@@ -618,6 +619,8 @@ class World:
         call.add(spoil, changes={})
         call.add(by_kind, x=floats(rng, int(starts[-1]), width), starts=starts)
         call.add(instead([], [None], [own], (), "", 1), layers=None)
+        asked = np.arange(int(starts[-1]), dtype="i4"), starts
+        call.add(by_kind, **dict(zip(("rows", "row_starts"), one(rng, (None, None), asked), strict=True)))
         return call
 
     def op_attention_map(self, rng: Rng) -> Call:

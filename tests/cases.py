@@ -334,18 +334,29 @@ def layer_weights(rng: Rng, n_heads: int, width: int, inner: int, activation: st
     )
 
 
-def _encoder(n_heads: int, head_width: int, inner: tuple[int, ...], lengths: tuple[int, ...], activation: str = "gelu") -> Case:
-    """A layer for each width in `inner`."""
+def _encoder(
+    n_heads: int,
+    head_width: int,
+    inner: tuple[int, ...],
+    lengths: tuple[int, ...],
+    activation: str = "gelu",
+    n_asked: tuple[int, ...] | None = None,
+) -> Case:
+    """A layer for each width in `inner`; `n_asked` rows of each sequence."""
 
     def build(rng: Rng) -> Call:
-        width = n_heads * head_width
+        width, starts = n_heads * head_width, starts_of(lengths)
         layers = [layer_weights(rng, n_heads, width, n, activation) for n in inner]
-        return Call({"x": normal(rng, sum(lengths), width)}, {"layers": layers, "starts": starts_of(lengths)})
+        params: dict[str, Any] = {"layers": layers, "starts": starts, "rows": None, "row_starts": None}
+        if n_asked is not None:
+            asked = [begin + np.sort(rng.permutation(n)[:k]) for begin, n, k in zip(starts[:-1], lengths, n_asked, strict=True)]
+            params |= {"rows": np.concatenate(asked).astype(np.int32), "row_starts": starts_of(n_asked)}
+        return Call({"x": normal(rng, sum(lengths), width)}, params)
 
     def bound(x: Array, **_: Any) -> float:
         return float(256 * x.shape[1] ** 0.5 * reference.U)
 
-    return Case(encoder, f"{n_heads}x{head_width}-{inner}-{lengths}-{activation}", build, reference.encoder, bound)
+    return Case(encoder, f"{n_heads}x{head_width}-{inner}-{lengths}-{activation}-{n_asked}", build, reference.encoder, bound)
 
 
 def _attention_map(n_heads: int, head_width: int, lengths: tuple[int, ...], length: int) -> Case:
@@ -468,11 +479,14 @@ CASES: tuple[Case, ...] = (
     _scale(0, 3),
     _reshape((5, 6), (3, 10)),
     _reshape((0, 6), (2, 0, 3)),
-    _encoder(3, 5, (31,), (4, 3, 6)),
+    _encoder(3, 5, (31,), (4, 3, 6), n_asked=(2, 3, 1)),
     _encoder(1, 1, (1,), (1,)),
     _encoder(2, 8, (16,), (0, 0)),
+    _encoder(2, 8, (16,), (4, 5), n_asked=(0, 0)),
     _encoder(2, 13, (7, 130), (0, 5, 0, 2), "relu"),
+    _encoder(2, 13, (130, 7), (0, 5, 0, 9), "relu", n_asked=(0, 1, 0, 9)),
     _encoder(4, 64, (1024, 256), (129, 1, 70)),
+    _encoder(4, 64, (256, 1024), (129, 1, 70), n_asked=(17, 1, 0)),
     _attention_map(3, 5, (4, 3, 6), 8),
     _attention_map(1, 1, (1,), 1),
     _attention_map(2, 13, (0, 5), 7),

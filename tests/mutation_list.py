@@ -50,8 +50,9 @@ MUTATIONS: list[Mutation] = [
         CONTRACT,
         "-k",
         "encoder",
-        residual_forgotten=("rows_times(layer.to_out, wide, n_rows, y, total,", "rows_times(layer.to_out, wide, n_rows, NULL, total,"),
-        first_input_again=("        rows = po", "        rows = &x[0, 0]"),
+        residual_forgotten=("rows_times(layer.to_out, wide, n, y, total,", "rows_times(layer.to_out, wide, n, NULL, total,"),
+        first_input_again=("        px = h", "        px = &x[0, 0]"),
+        rows_of_every_layer=("of_last if i == n_layers - 1 else NULL", "of_last"),
     ),
     *_of("lucid/nn/derived.py", "tests/models/test_fused.py", old_weights_kept=("            _made.clear()", "            pass")),
     # Attention

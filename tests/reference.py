@@ -405,9 +405,12 @@ def reshape(x: Array, *, shape: tuple[int, ...]) -> Array:
     return x.reshape(shape)
 
 
-def encoder(x: Array, *, layers: Any, starts: Array) -> Array:
-    for w in layers:
-        context = attention(linear(x, w.qkv.unpack(), w.qkv_bias), n_heads=w.n_heads, key_starts=starts)
+def encoder(x: Array, *, layers: Any, starts: Array, rows: Array | None = None, row_starts: Array | None = None) -> Array:
+    for i, w in enumerate(layers):
+        qkv = linear(x, w.qkv.unpack(), w.qkv_bias)
+        context = attention(qkv, n_heads=w.n_heads, key_starts=starts)
+        if rows is not None and i == len(layers) - 1:
+            x, context = x[rows], context[rows]
         h = layer_norm(linear(context, w.dense.unpack(), w.dense_bias), w.attention_gain, w.attention_offset, x, eps=w.attention_eps)
         inner = linear(h, w.dense_in.unpack(), w.in_bias, activation=w.activation)
         x = layer_norm(linear(inner, w.dense_out.unpack(), w.out_bias), w.gain, w.offset, h, eps=w.eps)

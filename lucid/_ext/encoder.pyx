@@ -62,34 +62,65 @@ cdef inline Gemm with_weight(const float[:, :, ::1] panels, const float[::1] bia
     return g
 
 
+# The rows that a layer is asked for, of all that it sees.
+cdef struct Asked:
+    Py_ssize_t n
+    const int32_t *index
+    const int32_t *starts  # those of sequence b are index[starts[b]] to index[starts[b + 1]]
+
+
 cdef bint run_layer(
-    EncoderLayer layer, const float *x, Py_ssize_t n_rows, const int32_t *starts, Py_ssize_t n_sequences, float *scratch, float *y,
-    int n_threads, int n_norm_threads,
+    EncoderLayer layer, const float *x, Py_ssize_t n_rows, const int32_t *starts, Py_ssize_t n_sequences, const Asked *asked,
+    float *scratch, float *y, int n_threads, Py_ssize_t grain,
 ) noexcept nogil:
-    """y = LayerNorm(h + feed-forward(h)), h = LayerNorm(x + attention(x)); y may be x. False if there is no memory for a head."""
-    cdef Py_ssize_t width = layer.width
+    """y = LayerNorm(h + feed-forward(h)), h = LayerNorm(x + attention(x)). False if there is no memory for a head.
+
+    y may be x; with `asked` it is another, and has its rows only: then keys and values are made of all, the rest of those.
+    """
+    cdef Py_ssize_t width = layer.width, n = n_rows if asked is NULL else asked.n, i
     cdef float *total = scratch                     # what is normalised
     cdef float *wide = total + n_rows * width       # Q, K and V; later what the activation returns
     cdef float *context = wide + 3 * n_rows * width
+    cdef int norm_threads = 1 if n * width < grain else n_threads
     cdef AttentionCall attention
     memset(&attention, 0, sizeof(attention))        # no dropout, nothing for a backward
-    attention.q = wide
-    attention.k = wide + width
-    attention.v = wide + 2 * width
-    attention.q_stride = attention.k_stride = attention.v_stride = 3 * width
     attention.n_heads = layer.n_heads
     attention.head_width = width // layer.n_heads
     attention.scale = layer.scale
     attention.out = context
-    rows_times(layer.to_qkv, x, n_rows, NULL, wide, n_threads)
-    if not attend_all(&attention, starts, starts, NULL, n_sequences, n_threads):
+    if asked is NULL:
+        rows_times(layer.to_qkv, x, n, NULL, wide, n_threads)
+        attention.q = wide
+        attention.k = wide + width
+        attention.q_stride = attention.k_stride = 3 * width
+    else:
+        rows_times(columns_of(layer.to_qkv, width, 3 * width), x, n_rows, NULL, wide, n_threads)
+        for i in range(n):
+            memcpy(y + i * width, x + asked.index[i] * width, width * sizeof(float))
+        x = y
+        attention.q = wide + 2 * n_rows * width
+        rows_times(columns_of(layer.to_qkv, 0, width), x, n, NULL, wide + 2 * n_rows * width, n_threads)
+        attention.k = wide
+        attention.q_stride = width
+        attention.k_stride = 2 * width
+    attention.v = attention.k + width
+    attention.v_stride = attention.k_stride
+    if not attend_all(&attention, starts if asked is NULL else asked.starts, starts, NULL, n_sequences, n_threads):
         return False
-    rows_times(layer.to_dense, context, n_rows, x, total, n_threads)
-    normalise(total, y, n_rows, width, layer.attention_gain, layer.attention_offset, layer.attention_eps, n_norm_threads)
-    rows_times(layer.to_inner, y, n_rows, NULL, wide, n_threads)
-    rows_times(layer.to_out, wide, n_rows, y, total, n_threads)
-    normalise(total, y, n_rows, width, layer.gain, layer.offset, layer.eps, n_norm_threads)
+    rows_times(layer.to_dense, context, n, x, total, n_threads)
+    normalise(total, y, n, width, layer.attention_gain, layer.attention_offset, layer.attention_eps, norm_threads)
+    rows_times(layer.to_inner, y, n, NULL, wide, n_threads)
+    rows_times(layer.to_out, wide, n, y, total, n_threads)
+    normalise(total, y, n, width, layer.gain, layer.offset, layer.eps, norm_threads)
     return True
+
+
+cdef inline Gemm columns_of(Gemm g, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """The same product, of these columns of the weight only."""
+    g.first_column = begin
+    g.n = end - begin
+    g.epilogue.bias += begin
+    return g
 
 
 cdef inline void rows_times(Gemm g, const float *a, Py_ssize_t n_rows, const float *residual, float *c, int n_threads) noexcept nogil:
@@ -101,28 +132,45 @@ cdef inline void rows_times(Gemm g, const float *a, Py_ssize_t n_rows, const flo
 
 
 def encoder_forward(
-    list layers, const float[:, ::1] x, const int32_t[::1] starts, float[::1] scratch, float[:, ::1] out, int n_threads, int n_norm_threads,
+    list layers, const float[:, ::1] x, const int32_t[::1] starts, const int32_t[::1] rows, const int32_t[::1] row_starts,
+    float[::1] scratch, float[:, ::1] hidden, float[:, ::1] out, int n_threads, Py_ssize_t grain,
 ):
     """out = the layers, one after the other, of x.
 
     Parameters
     ----------
     layers : of EncoderLayer, one at least, all of width C
-    x, out : (T, C), T >= 1
+    x : (T, C), T >= 1
     starts : (B + 1,); the rows of sequence b are starts[b] to starts[b + 1]
+    rows, row_starts : (P,), (B + 1,), P >= 1, or None. What the last layer is asked for; row_starts tells whose they are.
     scratch : (T * (C + max(4C, I)),), for the largest I
-    n_threads, n_norm_threads : of products and attention; of the normalisations
+    hidden : (T, C), what all layers but the last return; with `rows` it is not `out`
+    out : (T, C), or (P, C)
+    n_threads : of products and attention
+    grain : numbers below which a normalisation has one thread
     """
-    cdef const float *rows = &x[0, 0]
+    cdef const float *px = &x[0, 0]
     cdef const int32_t *ps = &starts[0]
-    cdef float *ph = &scratch[0]
-    cdef float *po = &out[0, 0]
+    cdef float *scratch_begin = &scratch[0]
+    cdef float *h = &hidden[0, 0]
+    cdef Asked asked
+    cdef const Asked *of_last = NULL
     cdef EncoderLayer layer
+    cdef Py_ssize_t i, n_layers = len(layers)
     cdef bint has_memory
-    for layer in layers:
+    if rows is not None:
+        asked.n = rows.shape[0]
+        asked.index = &rows[0]
+        asked.starts = &row_starts[0]
+        of_last = &asked
+    for i in range(n_layers):
+        layer = layers[i]
+        if i == n_layers - 1:
+            h = &out[0, 0]
         with nogil:
-            has_memory = run_layer(layer, rows, x.shape[0], ps, starts.shape[0] - 1, ph, po, n_threads, n_norm_threads)
+            has_memory = run_layer(layer, px, x.shape[0], ps, starts.shape[0] - 1, of_last if i == n_layers - 1 else NULL,
+                                   scratch_begin, h, n_threads, grain)
         if not has_memory:
             raise MemoryError("encoder: no memory for the keys and values of a head")
         PyErr_CheckSignals()
-        rows = po
+        px = h

@@ -47,6 +47,14 @@ def want_starts(op: str, name: str, starts: Array, n_rows: int) -> None:
         raise ValueError(f"{op}: {name} must rise from 0 to the number of rows, {n_rows}")
 
 
+def want_keys(op: str, names: str, query_starts: Array, key_starts: Array) -> None:
+    """Raise ValueError unless both tell of the same sequences, and each with queries has keys; `names` is what the caller calls them."""
+    if len(query_starts) != len(key_starts):
+        raise ValueError(f"{op}: {names} must tell of the same sequences")
+    if ((np.diff(query_starts) > 0) & (np.diff(key_starts) == 0)).any():
+        raise ValueError(f"{op}: {names} give a sequence queries and no keys")
+
+
 def _check(
     queries: Array,
     keys_values: Array | None = None,
@@ -69,10 +77,7 @@ def _check(
     want_starts("attention", "key_starts", key_starts, n_queries if keys_values is None else keys_values.shape[0])
     if query_starts is not None:
         want_starts("attention", "query_starts", query_starts, n_queries)
-        if len(query_starts) != len(key_starts):
-            raise ValueError("attention: query_starts and key_starts must tell of the same sequences")
-        if ((np.diff(query_starts) > 0) & (np.diff(key_starts) == 0)).any():
-            raise ValueError("attention: a sequence with queries has no keys")
+        want_keys("attention", "query_starts and key_starts", query_starts, key_starts)
     elif keys_values is not None:
         raise ValueError("attention: separate keys_values want query_starts")
     if dropout is not None:

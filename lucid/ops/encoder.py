@@ -8,10 +8,10 @@ import numpy as np
 
 from lucid._ext import kernels
 from lucid.ops.activation import ACTIVATIONS
-from lucid.ops.attention import want_starts
+from lucid.ops.attention import want_keys, want_starts
 from lucid.ops.linear import PackedWeight
-from lucid.ops.op import Array, Kernel, Op, empty, rows_contiguous, want
-from lucid.threads import get_num_threads, threads_for
+from lucid.ops.op import Array, Kernel, Op, empty, rows_contiguous, want, want_ids
+from lucid.threads import GRAIN, get_num_threads
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +100,7 @@ class LayerWeights:
         object.__setattr__(self, "kernel", kernel)
 
 
-def _check(x: Array, *, layers: Sequence[LayerWeights], starts: Array) -> None:
+def _check(x: Array, *, layers: Sequence[LayerWeights], starts: Array, rows: Array | None = None, row_starts: Array | None = None) -> None:
     want("encoder", "x", x, np.float32, (None, None))
     n_tokens, width = x.shape
     if not isinstance(layers, (tuple, list)) or not layers:
@@ -111,22 +111,39 @@ def _check(x: Array, *, layers: Sequence[LayerWeights], starts: Array) -> None:
         if len(layer.gain) != width:
             raise ValueError(f"encoder: x has width {width}, and one of the layers {len(layer.gain)}")
     want_starts("encoder", "starts", starts, n_tokens)
+    if rows is None:
+        if row_starts is not None:
+            raise ValueError("encoder: row_starts without rows")
+        return
+    want("encoder", "rows", rows, np.int32, (None,))
+    want_ids("encoder", "rows", rows, n_tokens)
+    if (rows[1:] <= rows[:-1]).any():
+        raise ValueError("encoder: rows must rise, each named once")
+    if row_starts is None:
+        raise TypeError("encoder: rows want row_starts, an array that tells whose they are, not None")
+    want_starts("encoder", "row_starts", row_starts, len(rows))
+    want_keys("encoder", "row_starts and starts", row_starts, starts)
 
 
-def _forward(x: Array, *, layers: Sequence[LayerWeights], starts: Array, keep: bool) -> tuple[Array, Any]:
+def _forward(
+    x: Array, *, layers: Sequence[LayerWeights], starts: Array, rows: Array | None = None, row_starts: Array | None = None, keep: bool
+) -> tuple[Array, Any]:
     n_tokens, width = x.shape
-    out = empty(x.shape)
-    if n_tokens:
+    out = empty(x.shape if rows is None else (len(rows), width))
+    if out.size:
         inner = max([len(layer.in_bias) for layer in layers])
         scratch = empty((n_tokens * (width + max(4 * width, inner)),))
         kernels.encoder_forward(
             [layer.kernel for layer in layers],
             np.ascontiguousarray(x),
             np.ascontiguousarray(starts),
+            None if rows is None else np.ascontiguousarray(rows),
+            None if row_starts is None else np.ascontiguousarray(row_starts),
             scratch,
+            out if rows is None else empty(x.shape),
             out,
             get_num_threads(),
-            threads_for(x.size),
+            GRAIN,
         )
     return out, None
 
@@ -139,10 +156,13 @@ Parameters
 x : array, float32, shape (T, C)
 layers : list of LayerWeights, one at least
 starts : array, int32, shape (B + 1,). The rows of sequence b are starts[b] to starts[b + 1].
+rows : array, int32, shape (P,), rising, optional. The rows of x that the last layer is to return: keys and values are made of all, the rest
+    of those.
+row_starts : array, int32, shape (B + 1,). Those of sequence b are rows[row_starts[b]] to rows[row_starts[b + 1]].
 
 Returns
 -------
-y : array, float32, shape (T, C)
+y : array, float32, shape (T, C), or (P, C)
 
 Raises
 ------
@@ -150,6 +170,8 @@ TypeError
     An array is not float32, or `layers` not what it should be.
 ValueError
     Shapes do not agree.
+IndexError
+    A row is none of x.
 
 Notes
 -----

@@ -209,11 +209,14 @@ class Outputs:
                     norms = [(inputs.floats(width), inputs.floats(width), 1e-5) for _ in range(2)]
                     weights = (*to_qkv, *dense, *norms[0], *dense_in, *dense_out, *norms[1])
                     layers.append(self.kernels.EncoderLayer(n_heads, 1 / np.sqrt(head_width), activation, *weights))
-                scratch, out = nothing(n * (width + max(4 * width, inner))), nothing(n, width)
-                self.kernels.encoder_forward(
-                    layers, inputs.floats(n, width), starts_of(lengths), scratch, out, self.n_threads, self.n_threads
-                )
-                yield (out,)
+                scratch, hidden = nothing(n * (width + max(4 * width, inner))), nothing(n, width)
+                asked = tuple(min(length, 7) for length in lengths)
+                starts, asked_starts = starts_of(lengths), starts_of(asked)
+                rows = np.concatenate([np.arange(begin, begin + k, dtype=np.int32) for begin, k in zip(starts, asked, strict=False)])
+                for of_last in ((None, None), (rows, asked_starts)):
+                    out = nothing(n if of_last[0] is None else len(rows), width)
+                    self.kernels.encoder_forward(layers, inputs.floats(n, width), starts, *of_last, scratch, hidden, out, self.n_threads, 0)
+                    yield (out,)
 
     def cross_entropy_forward(self, inputs: Inputs) -> Iterator[Any]:
         for n in (*WIDTHS, 1021):

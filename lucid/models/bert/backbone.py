@@ -238,7 +238,8 @@ class BERTEncoder(Module):
         if self.is_fused and trace is None and not (hidden.requires_grad and is_grad_enabled()):
             weights = derived(self, self._weights)
             if weights is not None:
-                return self._run_fused(weights, hidden, batch, rows)
+                asked = {} if rows is None else {"rows": rows.index, "row_starts": rows.starts}
+                return apply(encoder, hidden, layers=weights, starts=batch.starts, **asked)  # type: ignore[no-any-return]
         *first, last = self.layer
         for layer in first:
             if trace is not None:
@@ -250,13 +251,6 @@ class BERTEncoder(Module):
         if trace is not None:
             trace.hidden_states.append(hidden)
         return last(hidden, batch, rows, trace)  # type: ignore[no-any-return]
-
-    def _run_fused(self, weights: list[LayerWeights], hidden: Tensor, batch: PackedBatch, rows: TokenRows | None) -> Tensor:
-        if rows is None:
-            return apply(encoder, hidden, layers=weights, starts=batch.starts)  # type: ignore[no-any-return]
-        if len(weights) > 1:
-            hidden = apply(encoder, hidden, layers=weights[:-1], starts=batch.starts)
-        return self.layer[-1](hidden, batch, rows)  # type: ignore[no-any-return]
 
     def _weights(self) -> list[LayerWeights] | None:
         """Return the layers' weights for the op `encoder`, or None if one of them has to run by itself."""
