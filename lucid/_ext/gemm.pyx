@@ -252,11 +252,12 @@ cdef void product(
     const float *a, Py_ssize_t a_stride, bint is_transposed, const float *panels, Py_ssize_t k,
     float *c, Py_ssize_t c_stride, Py_ssize_t row_begin, Py_ssize_t row_end, Py_ssize_t first_column,
     Py_ssize_t panel_begin, Py_ssize_t panel_end, Py_ssize_t n, bint accumulate, const Epilogue *epilogue, float *block,
+    const float *after,
 ) noexcept nogil:
     """Rows [row_begin, row_end) x panels [panel_begin, panel_end) of C; one thread's share.
 
     C holds the columns [first_column, first_column + n) of the panels. A transposed A is copied
-    to `block` (M_BLOCK x K_BLOCK floats), a block at a time.
+    to `block` (M_BLOCK x K_BLOCK floats), a block at a time. `after` is the panel that this thread will read next, or NULL.
     """
     cdef Py_ssize_t n_rows, n_k, n_tile, i0, k0, p, i, rows_here, k_here, column, first, last, block_stride, row_tile
     cdef const float *b
@@ -286,7 +287,9 @@ cdef void product(
                 # While the rows of this panel are worked, the next one comes from memory.
                 next_panel = <const char *> (b + k * PANEL)
                 if p + 1 == panel_end:
-                    next_panel = <const char *> (b if is_done else panels + (panel_begin * k + k0 + k_here) * PANEL)
+                    next_panel = <const char *> (panels + (panel_begin * k + k0 + k_here) * PANEL)
+                    if is_done:
+                        next_panel = <const char *> (after if after is not NULL else b)
                 column = p * PANEL - first_column
                 first = max(0, -column)
                 last = min(PANEL, n - column)
@@ -384,7 +387,7 @@ cdef bint multiply(const Gemm *g, int n_threads) noexcept nogil:
             min(g.m, row_tiles * (task // panel_parts + 1) // row_parts * TILE_ROWS), g.first_column,
             first_panel + n_panels * (task % panel_parts) // panel_parts,
             first_panel + n_panels * (task % panel_parts + 1) // panel_parts,
-            g.n, g.accumulate, &g.epilogue, blocks + (task * M_BLOCK * K_BLOCK if g.is_transposed else 0),
+            g.n, g.accumulate, &g.epilogue, blocks + (task * M_BLOCK * K_BLOCK if g.is_transposed else 0), NULL,
         )
     free(blocks)
     return True
