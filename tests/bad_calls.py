@@ -596,14 +596,14 @@ class World:
             "dense": pack(floats(rng, width, width)),
             "dense_bias": floats(rng, width),
             "attention_gain": floats(rng, width),
-            "attention_offset": floats(rng, width),
+            "attention_bias": floats(rng, width),
             "attention_eps": 1e-5,
             "dense_in": pack(floats(rng, inner, width)),
             "in_bias": floats(rng, inner),
             "dense_out": pack(floats(rng, width, inner)),
             "out_bias": floats(rng, width),
             "gain": floats(rng, width),
-            "offset": floats(rng, width),
+            "bias": floats(rng, width),
             "eps": 1e-5,
         }
 

@@ -54,6 +54,19 @@ MUTATIONS: list[Mutation] = [
         first_input_again=("        px = h", "        px = &x[0, 0]"),
         rows_of_every_layer=("of_last if i == n_layers - 1 else NULL", "of_last"),
     ),
+    *_of(
+        "lucid/_ext/encoder.pyx",
+        "tests/ops/test_encoder.py",
+        signals_unheard=("        PyErr_CheckSignals()", "        pass"),
+    ),
+    *_of(
+        "lucid/nn/parameter.py",
+        "tests/models/test_fused.py",
+        adopted_in_silence=(
+            "self._array, self._view, self._packed = None, None, weight\n            self.version += 1\n            changed()",
+            "self._array, self._view, self._packed = None, None, weight\n            self.version += 1",
+        ),
+    ),
     *_of("lucid/nn/derived.py", "tests/models/test_fused.py", old_weights_kept=("            _made.clear()", "            pass")),
     # Attention
     *_of(

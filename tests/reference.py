@@ -411,9 +411,9 @@ def encoder(x: Array, *, layers: Any, starts: Array, rows: Array | None = None, 
         context = attention(qkv, n_heads=w.n_heads, key_starts=starts)
         if rows is not None and i == len(layers) - 1:
             x, context = x[rows], context[rows]
-        h = layer_norm(linear(context, w.dense.unpack(), w.dense_bias), w.attention_gain, w.attention_offset, x, eps=w.attention_eps)
+        h = layer_norm(linear(context, w.dense.unpack(), w.dense_bias), w.attention_gain, w.attention_bias, x, eps=w.attention_eps)
         inner = linear(h, w.dense_in.unpack(), w.in_bias, activation=w.activation)
-        x = layer_norm(linear(inner, w.dense_out.unpack(), w.out_bias), w.gain, w.offset, h, eps=w.eps)
+        x = layer_norm(linear(inner, w.dense_out.unpack(), w.out_bias), w.gain, w.bias, h, eps=w.eps)
     return x
 
 

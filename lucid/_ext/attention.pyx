@@ -131,7 +131,7 @@ def attention_forward(
     query_columns, key_columns, examples : for dropout, else None; where a token stands, and in which example
     """
     cdef AttentionCall call
-    cdef bint is_done
+    cdef Py_ssize_t missing
     if out.shape[0] == 0 or out.shape[1] == 0:
         return
     call.q = &q[0, 0]
@@ -158,16 +158,16 @@ def attention_forward(
     cdef const int32_t *pk = &key_starts[0]
     cdef const int32_t *pe = &examples[0] if examples is not None else NULL
     with nogil:
-        is_done = attend_all(&call, pq, pk, pe, query_starts.shape[0] - 1, n_threads)
-    if not is_done:
-        raise MemoryError("attention: no memory for the keys and values of a head")
+        missing = attend_all(&call, pq, pk, pe, query_starts.shape[0] - 1, n_threads)
+    if missing:
+        raise MemoryError(f"attention: no memory for {missing} bytes of keys and values")
 
 
-cdef bint attend_all(
+cdef Py_ssize_t attend_all(
     const AttentionCall *call, const int32_t *query_starts, const int32_t *key_starts, const int32_t *examples,
     Py_ssize_t n_sequences, int n_threads,
 ) noexcept nogil:
-    """Every head of every sequence. False if there is no memory for a head's keys and values."""
+    """Every head of every sequence. Return 0, or how many bytes there was no memory for."""
     cdef Py_ssize_t b, most_keys = 0, most_chunks = 0, task, per_thread
     cdef Py_ssize_t wide = (call.head_width + PANEL - 1) // PANEL * PANEL
     cdef float *scratch
@@ -177,12 +177,12 @@ cdef bint attend_all(
     per_thread = ((most_keys + PANEL) * call.head_width + most_keys * wide + QUERY_BLOCK * (KEY_BLOCK + wide) + 63) // 64 * 64
     scratch = <float *> malloc(per_thread * n_threads * sizeof(float))
     if scratch is NULL:
-        return False
+        return per_thread * n_threads * sizeof(float)
     # Dynamic: the cost of a sequence grows with the square of its length. The order changes no bit.
     for task in prange(n_sequences * most_chunks * call.n_heads, schedule="dynamic", num_threads=n_threads):
         attend_task(call, query_starts, key_starts, examples, most_chunks, task, scratch + threadid() * per_thread)
     free(scratch)
-    return True
+    return 0
 
 
 cdef void attend_task(

@@ -37,8 +37,8 @@ cdef void decode_block(const DecoderCall *call, Py_ssize_t block, float *logits)
     cdef Py_ssize_t p0, n_rows, p, i, j, n_chunk, slot
     cdef Epilogue epilogue
     cdef float *row
-    # Of the next block, which this thread has next.
-    cdef const float *after = call.panels + (word + n) * call.width if block + 1 < call.n_blocks else NULL
+    # The next block's first panel: mostly this thread's, too, and wanted when the last rows are done.
+    cdef const float *next_block = call.panels + (word + n) * call.width if block + 1 < call.n_blocks else NULL
     epilogue.bias = call.bias + word if call.bias is not NULL else NULL
     epilogue.residual = NULL
     epilogue.residual_stride = 0
@@ -47,7 +47,7 @@ cdef void decode_block(const DecoderCall *call, Py_ssize_t block, float *logits)
         p0 = n_chunk * M_BLOCK
         n_rows = min(M_BLOCK, call.n_rows - p0)
         product(call.x + p0 * call.x_stride, call.x_stride, False, call.panels, call.width, logits, VOCABULARY_BLOCK,
-                0, n_rows, word, word // PANEL, (word + n + PANEL - 1) // PANEL, n, False, &epilogue, NULL, after)
+                0, n_rows, word, word // PANEL, (word + n + PANEL - 1) // PANEL, n, False, &epilogue, NULL, next_block if p0 + n_rows == call.n_rows else NULL)
         for i in range(n_rows):
             p = p0 + i
             row = logits + i * VOCABULARY_BLOCK

@@ -1,6 +1,6 @@
 # The layers of BERT for inference: attention and feed-forward (Vaswani et al. 2017, section 3.1, with LayerNorm behind each sum), by
-# the calls that lucid/models/bert/backbone.py makes one by one, in the same order, so the bits are the same. One by one each of them
-# costs Python 20 us before it starts, and 200 where a product has just filled the caches; meanwhile the other threads wait.
+# the calls that the modules make one by one, in the same order, so the bits are the same. One by one each of them costs Python 20 us
+# before it starts, and 200 where a product has just filled the caches; meanwhile the other threads wait.
 
 from cpython.exc cimport PyErr_CheckSignals
 
@@ -13,41 +13,37 @@ cdef class EncoderLayer:
     n_heads : int. A divisor of C.
     scale : float. Of the products of queries and keys.
     activation : int
-    qkv, dense, dense_in, dense_out : panels of (3C, C), (C, C), (I, C), (C, I), I >= 1
-    qkv_bias, dense_bias, in_bias, out_bias : (3C,), (C,), (I,), (C,)
-    attention_gain, attention_offset, gain, offset : (C,). Of LayerNorm behind attention, and behind the feed-forward.
-    attention_eps, eps : float
+    qkv, dense, dense_in, dense_out : panels of (3C, C), (C, C), (F, C), (C, F), F >= 1
+    qkv_bias, dense_bias, in_bias, out_bias : (3C,), (C,), (F,), (C,)
+    attention_gain, attention_bias, attention_eps : (C,), (C,), float. Of LayerNorm behind attention.
+    gain, bias, eps : (C,), (C,), float. Of LayerNorm behind the feed-forward.
     """
 
     cdef Gemm to_qkv, to_dense, to_inner, to_out
-    cdef const float *attention_gain
-    cdef const float *attention_offset
-    cdef const float *gain
-    cdef const float *offset
-    cdef float attention_eps, eps, scale
-    cdef Py_ssize_t n_heads, width, inner
+    cdef Norm behind_attention, behind_feed_forward
+    cdef float scale
+    cdef Py_ssize_t n_heads, width
     cdef tuple arrays
 
     def __init__(
         self, Py_ssize_t n_heads, float scale, int activation,
         const float[:, :, ::1] qkv, const float[::1] qkv_bias, const float[:, :, ::1] dense, const float[::1] dense_bias,
-        const float[::1] attention_gain, const float[::1] attention_offset, float attention_eps,
+        const float[::1] attention_gain, const float[::1] attention_bias, float attention_eps,
         const float[:, :, ::1] dense_in, const float[::1] in_bias, const float[:, :, ::1] dense_out, const float[::1] out_bias,
-        const float[::1] gain, const float[::1] offset, float eps,
+        const float[::1] gain, const float[::1] bias, float eps,
     ):
-        self.n_heads, self.scale = n_heads, scale
-        self.width, self.inner = gain.shape[0], in_bias.shape[0]
+        self.n_heads, self.scale, self.width = n_heads, scale, gain.shape[0]
         self.to_qkv = with_weight(qkv, qkv_bias)
         self.to_dense = with_weight(dense, dense_bias)
         self.to_inner = with_weight(dense_in, in_bias)
         self.to_inner.epilogue.activation = activation
         self.to_out = with_weight(dense_out, out_bias)
         self.to_dense.epilogue.residual_stride = self.to_out.epilogue.residual_stride = self.width
-        self.attention_gain, self.attention_offset, self.attention_eps = &attention_gain[0], &attention_offset[0], attention_eps
-        self.gain, self.offset, self.eps = &gain[0], &offset[0], eps
+        self.behind_attention = Norm(&attention_gain[0], &attention_bias[0], attention_eps)
+        self.behind_feed_forward = Norm(&gain[0], &bias[0], eps)
         self.arrays = (
-            qkv.base, qkv_bias.base, dense.base, dense_bias.base, attention_gain.base, attention_offset.base,
-            dense_in.base, in_bias.base, dense_out.base, out_bias.base, gain.base, offset.base,
+            qkv.base, qkv_bias.base, dense.base, dense_bias.base, attention_gain.base, attention_bias.base,
+            dense_in.base, in_bias.base, dense_out.base, out_bias.base, gain.base, bias.base,
         )
 
 
@@ -69,15 +65,15 @@ cdef struct Asked:
     const int32_t *starts  # those of sequence b are index[starts[b]] to index[starts[b + 1]]
 
 
-cdef bint run_layer(
+cdef Py_ssize_t run_layer(
     EncoderLayer layer, const float *x, Py_ssize_t n_rows, const int32_t *starts, Py_ssize_t n_sequences, const Asked *asked,
     float *scratch, float *y, int n_threads, Py_ssize_t grain,
 ) noexcept nogil:
-    """y = LayerNorm(h + feed-forward(h)), h = LayerNorm(x + attention(x)). False if there is no memory for a head.
+    """y = LayerNorm(h + feed-forward(h)), h = LayerNorm(x + attention(x)). Return what attention does.
 
     y may be x; with `asked` it is another, and has its rows only: then keys and values are made of all, the rest of those.
     """
-    cdef Py_ssize_t width = layer.width, n = n_rows if asked is NULL else asked.n, i
+    cdef Py_ssize_t width = layer.width, n = n_rows if asked is NULL else asked.n, i, missing
     cdef float *total = scratch                     # what is normalised
     cdef float *wide = total + n_rows * width       # Q, K and V; later what the activation returns
     cdef float *context = wide + 3 * n_rows * width
@@ -105,14 +101,15 @@ cdef bint run_layer(
         attention.k_stride = 2 * width
     attention.v = attention.k + width
     attention.v_stride = attention.k_stride
-    if not attend_all(&attention, starts if asked is NULL else asked.starts, starts, NULL, n_sequences, n_threads):
-        return False
+    missing = attend_all(&attention, starts if asked is NULL else asked.starts, starts, NULL, n_sequences, n_threads)
+    if missing:
+        return missing
     rows_times(layer.to_dense, context, n, x, total, n_threads)
-    normalise(total, y, n, width, layer.attention_gain, layer.attention_offset, layer.attention_eps, norm_threads)
+    normalise(&layer.behind_attention, total, y, n, width, norm_threads)
     rows_times(layer.to_inner, y, n, NULL, wide, n_threads)
     rows_times(layer.to_out, wide, n, y, total, n_threads)
-    normalise(total, y, n, width, layer.gain, layer.offset, layer.eps, norm_threads)
-    return True
+    normalise(&layer.behind_feed_forward, total, y, n, width, norm_threads)
+    return 0
 
 
 cdef inline Gemm columns_of(Gemm g, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -143,7 +140,7 @@ def encoder_forward(
     x : (T, C), T >= 1
     starts : (B + 1,); the rows of sequence b are starts[b] to starts[b + 1]
     rows, row_starts : (P,), (B + 1,), P >= 1, or None. What the last layer is asked for; row_starts tells whose they are.
-    scratch : (T * (C + max(4C, I)),), for the largest I
+    scratch : (T * (C + max(4C, F)),), for the largest F
     hidden : (T, C), what all layers but the last return; with `rows` it is not `out`
     out : (T, C), or (P, C)
     n_threads : of products and attention
@@ -156,8 +153,7 @@ def encoder_forward(
     cdef Asked asked
     cdef const Asked *of_last = NULL
     cdef EncoderLayer layer
-    cdef Py_ssize_t i, n_layers = len(layers)
-    cdef bint has_memory
+    cdef Py_ssize_t i, missing, n_layers = len(layers)
     if rows is not None:
         asked.n = rows.shape[0]
         asked.index = &rows[0]
@@ -168,9 +164,9 @@ def encoder_forward(
         if i == n_layers - 1:
             h = &out[0, 0]
         with nogil:
-            has_memory = run_layer(layer, px, x.shape[0], ps, starts.shape[0] - 1, of_last if i == n_layers - 1 else NULL,
+            missing = run_layer(layer, px, x.shape[0], ps, starts.shape[0] - 1, of_last if i == n_layers - 1 else NULL,
                                    scratch_begin, h, n_threads, grain)
-        if not has_memory:
-            raise MemoryError("encoder: no memory for the keys and values of a head")
+        if missing:
+            raise MemoryError(f"encoder: no memory for {missing} bytes of keys and values")
         PyErr_CheckSignals()
         px = h

@@ -257,7 +257,7 @@ cdef void product(
     """Rows [row_begin, row_end) x panels [panel_begin, panel_end) of C; one thread's share.
 
     C holds the columns [first_column, first_column + n) of the panels. A transposed A is copied
-    to `block` (M_BLOCK x K_BLOCK floats), a block at a time. `after` is the panel that this thread will read next, or NULL.
+    to `block` (M_BLOCK x K_BLOCK floats), a block at a time. `after` is a panel to fetch at the end, or NULL.
     """
     cdef Py_ssize_t n_rows, n_k, n_tile, i0, k0, p, i, rows_here, k_here, column, first, last, block_stride, row_tile
     cdef const float *b

@@ -25,13 +25,17 @@ cdef inline void add_row(const float *a, const float *b, float *y, Py_ssize_t n)
         y[i] = a[i] + b[i]
 
 
-cdef void normalise(
-    const float *x, float *y, Py_ssize_t n_rows, Py_ssize_t n, const float *gain, const float *bias, float eps, int n_threads,
-) noexcept nogil:
+cdef struct Norm:
+    const float *gain
+    const float *bias
+    float eps
+
+
+cdef void normalise(const Norm *norm, const float *x, float *y, Py_ssize_t n_rows, Py_ssize_t n, int n_threads) noexcept nogil:
     """y[t] = LayerNorm(x[t]); y may be x."""
     cdef Py_ssize_t t
     for t in prange(n_rows, schedule="static", num_threads=n_threads):
-        normalise_row(x + t * n, y + t * n, n, gain, bias, eps, NULL, NULL)
+        normalise_row(x + t * n, y + t * n, n, norm.gain, norm.bias, norm.eps, NULL, NULL)
 
 
 def layer_norm_forward(

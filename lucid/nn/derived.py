@@ -11,13 +11,13 @@ from lucid.threads import in_forked_child
 
 _made: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 _n_changes = 0
-_lock = threading.Lock()
+_lock = threading.RLock()  # again: a signal's handler may change a module while this thread is inside
 
 
 def _renew_lock() -> None:
     # Another thread may have held it when this process was forked: nobody would ever release it.
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
 
 in_forked_child(_renew_lock)
@@ -33,7 +33,7 @@ def changed() -> None:
 
 
 def derived(owner: Any, make: Callable[[], Any]) -> Any:
-    """Return what `make` returned for `owner` since the last change, or now. It lives no longer than its owner."""
+    """Return what `make` returned for `owner` since the last change, or now: one value for an owner, which lives no longer than it."""
     try:
         return _made[owner]
     except KeyError:

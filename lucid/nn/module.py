@@ -35,6 +35,12 @@ class Module:
         if not name.startswith("_"):
             changed()
 
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        self._parameters.pop(name, None)
+        self._modules.pop(name, None)
+        changed()
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run `forward`."""
         return self.forward(*args, **kwargs)
@@ -201,6 +207,16 @@ class ModuleList(Module):
 
     def __getitem__(self, index: int) -> Module:
         return list(self._modules.values())[index]
+
+    def __setitem__(self, index: int, module: Module) -> None:
+        self._modules[list(self._modules)[index]] = module
+        changed()
+
+    def __delitem__(self, index: int) -> None:
+        modules = list(self)
+        del modules[index]
+        self._modules = {str(i): module for i, module in enumerate(modules)}
+        changed()
 
     def __len__(self) -> int:
         return len(self._modules)

@@ -9,7 +9,7 @@ import numpy as np
 from lucid._ext import kernels
 from lucid.ops.activation import ACTIVATIONS
 from lucid.ops.attention import want_keys, want_starts
-from lucid.ops.linear import PackedWeight
+from lucid.ops.linear import PackedWeight, want_weight
 from lucid.ops.op import Array, Kernel, Op, empty, rows_contiguous, want, want_ids
 from lucid.threads import GRAIN, get_num_threads
 
@@ -24,10 +24,10 @@ class LayerWeights:
     activation : str. A name in `lucid.ops.activation.ACTIVATIONS`.
     qkv, qkv_bias : PackedWeight (3 * C, C), array (3 * C,). Queries, keys and values, one below the other.
     dense, dense_bias : (C, C), (C,)
-    attention_gain, attention_offset, attention_eps : (C,), (C,), float. LayerNorm behind attention.
-    dense_in, in_bias : (I, C), (I,)
-    dense_out, out_bias : (C, I), (C,)
-    gain, offset, eps : (C,), (C,), float. LayerNorm behind the feed-forward.
+    attention_gain, attention_bias, attention_eps : (C,), (C,), float. LayerNorm behind attention.
+    dense_in, in_bias : (F, C), (F,)
+    dense_out, out_bias : (C, F), (C,)
+    gain, bias, eps : (C,), (C,), float. LayerNorm behind the feed-forward.
     kernel : the same for the kernel
 
     Raises
@@ -45,14 +45,14 @@ class LayerWeights:
     dense: PackedWeight
     dense_bias: Array
     attention_gain: Array
-    attention_offset: Array
+    attention_bias: Array
     attention_eps: float
     dense_in: PackedWeight
     in_bias: Array
     dense_out: PackedWeight
     out_bias: Array
     gain: Array
-    offset: Array
+    bias: Array
     eps: float
     kernel: Any = field(init=False, repr=False)
 
@@ -70,10 +70,11 @@ class LayerWeights:
             weight = getattr(self, name)
             if not isinstance(weight, PackedWeight):
                 raise TypeError(f"encoder: {name} must be a PackedWeight, not {type(weight).__name__}")
-            want("encoder", f"{name}.panels", weight.panels, np.float32, (-(-n // kernels.panel_width), k, kernels.panel_width))
+            if want_weight("encoder", name, weight) != (n, k):
+                raise ValueError(f"encoder: {name} must have shape ({n}, {k}), not {weight.shape}")
         for name, n in (("qkv_bias", 3 * width), ("dense_bias", width), ("out_bias", width)):
             want("encoder", name, getattr(self, name), np.float32, (n,))
-        for name in ("attention_gain", "attention_offset", "offset"):
+        for name in ("attention_gain", "attention_bias", "bias"):
             want("encoder", name, getattr(self, name), np.float32, (width,))
         for name in ("attention_eps", "eps"):
             if not np.float32(getattr(self, name)) > 0:
@@ -87,14 +88,14 @@ class LayerWeights:
             self.dense.panels,
             rows_contiguous(self.dense_bias),
             rows_contiguous(self.attention_gain),
-            rows_contiguous(self.attention_offset),
+            rows_contiguous(self.attention_bias),
             self.attention_eps,
             self.dense_in.panels,
             rows_contiguous(self.in_bias),
             self.dense_out.panels,
             rows_contiguous(self.out_bias),
             rows_contiguous(self.gain),
-            rows_contiguous(self.offset),
+            rows_contiguous(self.bias),
             self.eps,
         )
         object.__setattr__(self, "kernel", kernel)
@@ -123,6 +124,8 @@ def _check(x: Array, *, layers: Sequence[LayerWeights], starts: Array, rows: Arr
         raise TypeError("encoder: rows want row_starts, an array that tells whose they are, not None")
     want_starts("encoder", "row_starts", row_starts, len(rows))
     want_keys("encoder", "row_starts and starts", row_starts, starts)
+    if (np.searchsorted(rows, starts) != row_starts).any():
+        raise ValueError("encoder: rows must lie in the sequences that row_starts gives them to")
 
 
 def _forward(

@@ -2,7 +2,10 @@
 
 import copy
 import gc
+import os
 import pickle
+import signal
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +18,8 @@ from lucid import Tensor, no_grad
 from lucid.models import BERT, BERTConfig, BERTForMaskedLM
 from lucid.models.bert import backbone
 from lucid.models.bert.backbone import BERTEncoder
-from lucid.nn import Linear, Module, derived
+from lucid.nn import Linear, Module, Parameter, derived
+from lucid.ops.linear import PackedWeight
 
 N_LAYERS, WIDTH = 3, 52
 
@@ -78,10 +82,11 @@ def test_the_bits_are_those_of_the_modules(
     if mask == "an empty sequence":
         kept[1] = 0
     want = one_by_one(monkeypatch, lambda: model(ids, kept)[0])
-    assert used["encoder"] == 0
+    assert used["encoder"] == 0 < used["attention"]
+    used.clear()
     for got in for_each_thread_count(lambda: model(ids, kept)[0].numpy().tobytes()):
         assert got == want
-    assert used["encoder"] > 0 == used["linear"]
+    assert used["encoder"] > 0 == used["attention"]
 
 
 def test_a_masked_language_model_runs_its_last_layer_for_the_asked_rows(
@@ -94,7 +99,8 @@ def test_a_masked_language_model_runs_its_last_layer_for_the_asked_rows(
         used.clear()
         got = model.get_loss(labels, ids).numpy().tobytes()
         assert used["encoder"] == 1
-        assert used["linear"] == 0
+        assert used["attention"] == used["gather_rows"] == 0
+        used.clear()
         assert got == one_by_one(monkeypatch, lambda model=model, labels=labels: model.get_loss(labels, ids))
 
 
@@ -110,9 +116,13 @@ def test_new_weights_are_seen(model: BERT, ids: np.ndarray, used: Counter[str]) 
     with weight.write() as array:
         array *= 2
     assert model(ids)[0].numpy().tobytes() == after.tobytes()
+    weight.adopt_packed(PackedWeight.pack(0.5 * weight.numpy()))
+    assert model(ids)[0].numpy().tobytes() == before.tobytes()
+    weight.adopt(2 * weight.numpy())
+    assert model(ids)[0].numpy().tobytes() == after.tobytes()
     model.encoder.layer[0].attention.layer_norm.eps = 0.5
     assert model(ids)[0].numpy().tobytes() != after.tobytes()
-    assert used["encoder"] == 5
+    assert used["encoder"] == 7
 
 
 def test_weights_are_taken_once(model: BERT, ids: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +134,7 @@ def test_weights_are_taken_once(model: BERT, ids: np.ndarray, monkeypatch: pytes
     assert len(made) == N_LAYERS
 
 
-@pytest.mark.parametrize("how", ["train", "assign", "load_state_dict", "delete"])
+@pytest.mark.parametrize("how", ["train", "row_major", "assign", "adopt_packed", "load_state_dict", "delete"])
 def test_old_panels_are_let_go(how: str, ids: np.ndarray) -> None:
     model = BERT(config()).eval()
     model(ids)
@@ -133,6 +143,10 @@ def test_old_panels_are_let_go(how: str, ids: np.ndarray) -> None:
     assert panels() is not None
     if how == "train":
         model.train()(ids)
+    if how == "row_major":
+        dense.weight.row_major()
+    if how == "adopt_packed":
+        dense.weight.adopt_packed(PackedWeight.pack(dense.weight.numpy()))
     if how == "assign":
         dense.weight.assign(dense.weight.numpy())
     if how == "load_state_dict":
@@ -180,9 +194,15 @@ class Doubled(Linear):
 
 
 @pytest.mark.parametrize(
-    "why", ["train", "dropout alone", "another class", "another layer", "another forward", "inner states", "gradient", "switched off"]
-)
-def test_modules_run_one_by_one_where_that_makes_a_difference(why: str, model: BERT, used: Counter[str]) -> None:
+    "why",
+    [
+        "train", "dropout alone", "another class", "another layer", "another forward", "another value", "a class's forward",
+        "fewer heads", "no activation", "inner states", "gradient", "switched off",
+    ],
+)  # fmt: skip
+def test_modules_run_one_by_one_where_that_makes_a_difference(
+    why: str, model: BERT, used: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     layer = model.encoder.layer[1]
     inputs: dict[str, Any] = {"input_ids": [[1, 2, 3]]}
     model(**inputs)
@@ -195,9 +215,20 @@ def test_modules_run_one_by_one_where_that_makes_a_difference(why: str, model: B
     if why == "another class":
         layer.attention.dense = Doubled(WIDTH, WIDTH, lambda shape: np.ones(shape, np.float32)).eval()
     if why == "another layer":
-        setattr(model.encoder.layer, "1", Identity().eval())
+        model.encoder.layer[1] = Identity().eval()
     if why == "another forward":
         layer.feed_forward.forward = lambda hidden, batch: hidden
+    if why == "another value":
+        layer.attention.dense.value = lambda parameter, packed=False: parameter.numpy()
+    if why == "a class's forward":
+        forward = Linear.forward
+        monkeypatch.setattr(Linear, "forward", lambda module, x, **options: forward(module, x, **options))
+    if why == "fewer heads":
+        layer.attention.qkv = Linear(WIDTH, 3 * WIDTH // 2, lambda shape: np.ones(shape, np.float32)).eval()
+        layer.attention.dense = Linear(WIDTH // 2, WIDTH, lambda shape: np.ones(shape, np.float32)).eval()
+        layer.attention.n_heads = 2
+    if why == "no activation":
+        layer.feed_forward.activation = None
     if why == "inner states":
         inputs["output_hidden_states"] = True
     if why == "gradient":
@@ -213,6 +244,58 @@ def test_modules_run_one_by_one_where_that_makes_a_difference(why: str, model: B
         with no_grad():
             model(**inputs)
         assert used["encoder"] == 1
+
+
+def test_a_layer_that_was_taken_out_is_gone(model: BERT, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = model([[1, 2, 3]])[0].numpy().tobytes()
+    del model.encoder.layer[1]
+    assert len(model.encoder.layer) == N_LAYERS - 1
+    after = model([[1, 2, 3]])[0].numpy().tobytes()
+    assert after != before
+    assert after == one_by_one(monkeypatch, lambda: model([[1, 2, 3]])[0])
+
+
+def test_a_deleted_override_is_gone(model: BERT, used: Counter[str]) -> None:
+    dense = model.encoder.layer[1].attention.dense
+    dense.forward = lambda x: x
+    model([[1, 2, 3]])
+    del dense.forward
+    model([[1, 2, 3]])
+    assert used["encoder"] == 1
+
+
+def test_weights_that_do_not_agree_are_refused_as_by_the_modules(model: BERT) -> None:
+    model.encoder.layer[1].feed_forward.dense_in.weight = Parameter((129, WIDTH), lambda shape: np.ones(shape, np.float32))
+    with pytest.raises(ValueError, match=r"linear: bias must have shape \(129\)"):
+        model([[1, 2, 3]])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_need_not_wait_for_a_thread_of_its_parent() -> None:
+    """Forked while another thread is in the middle of a change."""
+    is_inside, may_leave = threading.Event(), threading.Event()
+
+    def change() -> None:
+        with derived._lock:
+            is_inside.set()
+            may_leave.wait()
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    is_inside.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        derived.changed()
+        os._exit(0)
+    may_leave.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_signals_handler_may_change_a_module() -> None:
+    with derived._lock:  # as within `changed`
+        derived.changed()
 
 
 def test_a_replaced_module_is_used(model: BERT) -> None:

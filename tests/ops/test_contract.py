@@ -361,6 +361,7 @@ BAD: tuple[Bad, ...] = (
     Bad(encoder, "rows", lambda rows: rows[::-1], ValueError, "falling"),
     Bad(encoder, "rows", lambda rows: rows[[0, 0, 1, 2, 3, 4]], ValueError, "twice"),
     Bad(encoder, "rows", _cut, ValueError, says="row_starts"),
+    Bad(encoder, "rows", lambda rows: np.arange(len(rows), dtype=np.int32), ValueError, "of another sequence"),
     Bad(encoder, "rows", _to(None), ValueError, "none"),
     Bad(encoder, "row_starts", _to(None), TypeError, "none"),
     Bad(encoder, "row_starts", lambda starts: starts[[0, 1, 3]], ValueError, "fewer"),

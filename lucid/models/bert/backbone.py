@@ -179,39 +179,61 @@ class BERTLayer(Module):
         return self.feed_forward(hidden, batch if rows is None else batch.take(rows))  # type: ignore[no-any-return]
 
     def weights(self) -> LayerWeights | None:
-        """Return what `forward` computes with, or None where that is more than the op `encoder` does.
+        """Return what `forward` computes with, or None where the op `encoder` does not do the same.
 
-        Something is in train mode, lives on the GPU, or was replaced by what behaves otherwise.
+        Something is in train mode, lives on the GPU, was replaced by what behaves otherwise, or has another shape.
         """
         attention, feed_forward = self.attention, self.feed_forward
         qkv, dense, norm = attention.qkv, attention.dense, attention.layer_norm
         dense_in, dense_out, last_norm = feed_forward.dense_in, feed_forward.dense_out, feed_forward.layer_norm
         parts = (self, attention, qkv, dense, norm, attention.dropout, feed_forward, dense_in, dense_out, last_norm, feed_forward.dropout)
-        if tuple(map(type, parts)) != _LAYER_PARTS or any(part.training or "forward" in vars(part) for part in parts):
+        if tuple(map(type, parts)) != _LAYER_PARTS or any(part.training or not _OWN.isdisjoint(vars(part)) for part in parts):
             return None
         if any(parameter.device != "cpu" for parameter in self.parameters()):
             return None
-        return LayerWeights(
-            attention.n_heads,
-            feed_forward.activation,
-            qkv.weight.packed(),
-            qkv.bias.operand,
-            dense.weight.packed(),
-            dense.bias.operand,
-            norm.weight.operand,
-            norm.bias.operand,
-            norm.eps,
-            dense_in.weight.packed(),
-            dense_in.bias.operand,
-            dense_out.weight.packed(),
-            dense_out.bias.operand,
-            last_norm.weight.operand,
-            last_norm.bias.operand,
-            last_norm.eps,
-        )
+        try:
+            return LayerWeights(
+                attention.n_heads,
+                feed_forward.activation,
+                qkv.weight.packed(),
+                qkv.bias.operand,
+                dense.weight.packed(),
+                dense.bias.operand,
+                norm.weight.operand,
+                norm.bias.operand,
+                norm.eps,
+                dense_in.weight.packed(),
+                dense_in.bias.operand,
+                dense_out.weight.packed(),
+                dense_out.bias.operand,
+                last_norm.weight.operand,
+                last_norm.bias.operand,
+                last_norm.eps,
+            )
+        except (TypeError, ValueError):  # pruned heads, no activation: the modules compute it, or say what is wrong
+            return None
 
 
-_LAYER_PARTS = (BERTLayer, BERTAttention, Linear, Linear, LayerNorm, Dropout, BERTFeedForward, Linear, Linear, LayerNorm, Dropout)
+_LAYER_PARTS: tuple[type[Module], ...] = (
+    BERTLayer,
+    BERTAttention,
+    Linear,
+    Linear,
+    LayerNorm,
+    Dropout,
+    BERTFeedForward,
+    Linear,
+    Linear,
+    LayerNorm,
+    Dropout,
+)
+_OWN = frozenset({"forward", "value"})  # methods that a user may give to a module of his own
+_FORWARDS = tuple((kind, kind.forward) for kind in dict.fromkeys(_LAYER_PARTS))
+
+
+def _is_patched() -> bool:
+    """Return whether a class has another `forward` than it was written with: a profiler's, or an adapter's."""
+    return any(kind.forward is not forward for kind, forward in _FORWARDS)
 
 
 class BERTEncoder(Module):
@@ -227,15 +249,17 @@ class BERTEncoder(Module):
         makes, without a gradient or inner states. False runs the modules one by one there, too.
     """
 
+    is_fused = True
+
     def __init__(self, config: BERTConfig) -> None:
         super().__init__()
         self.is_recomputed = False
-        self.is_fused = True
         self.layer = ModuleList([BERTLayer(config, i) for i in range(config.num_hidden_layers)])
 
     def forward(self, hidden: Tensor, batch: PackedBatch, rows: TokenRows | None = None, trace: Trace | None = None) -> Tensor:
         """Return the last hidden state; with `rows`, the last layer runs its queries and feed-forward for those only."""
-        if self.is_fused and trace is None and not (hidden.requires_grad and is_grad_enabled()):
+        is_recorded = is_grad_enabled() and isinstance(hidden, Tensor) and hidden.requires_grad
+        if self.is_fused and not self.training and trace is None and not is_recorded and not _is_patched():
             weights = derived(self, self._weights)
             if weights is not None:
                 asked = {} if rows is None else {"rows": rows.index, "row_starts": rows.starts}
