@@ -84,8 +84,13 @@ cdef extern from *:
     #else
     #define ACCUMULATE(c, x, b) ((c) = fma_(x, b, c))
     #endif
-    /* An integer or a pointer that GCC must have in a register here, and may not work out anew from others. */
+    /* An integer or a pointer that GCC must have in a register here, and may not work out anew from others. On aarch64, which has
+       twice as many, it does well by itself, and this would cost the register tile one of its own. */
+    #if defined(__x86_64__)
     #define KEEP(p) __asm__("" : "+r"(p))
+    #else
+    #define KEEP(p) (void)(p)
+    #endif
     #define PREFETCH(p) __builtin_prefetch((p), 0, 2)
     #define PREFETCH_WRITE(p) __builtin_prefetch((p), 1, 3)
 
