@@ -295,7 +295,8 @@ def test_a_child_need_not_wait_for_a_thread_of_its_parent() -> None:
 
 def test_a_signals_handler_may_change_a_module() -> None:
     with derived._lock:  # as within `changed`
-        derived.changed()
+        assert derived._lock.acquire(blocking=False)
+        derived._lock.release()
 
 
 def test_a_replaced_module_is_used(model: BERT) -> None:
